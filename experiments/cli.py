@@ -18,6 +18,7 @@ from fedml.experiments.keys.commands import schema
 from fedml.experiments.models.commands import export_adjustment, export_bundle, export_score, import_bundle, predict, promote, prs, ui
 from fedml.experiments.new.commands import import_table, new
 from fedml.experiments.options import Against, Json, Overrides, Runs, Seed, Sites, SitesOrNone, StudyFile, StudyFileOrNone, Track, Where
+from fedml.experiments.outcomes.commands import describe, glm, survival
 from fedml.experiments.report.commands import report, table
 from fedml.experiments.runs.genes import genes
 from fedml.experiments.runs.launch import UNDELIVERED, closing_line, find, judge, launch, load_study, make_console
@@ -363,6 +364,9 @@ for _command in (
 ):
     app.command()(_command)
 app.command()(new)
+app.command()(survival)
+app.command()(glm)
+app.command()(describe)
 app.command("import")(import_table)
 app.command("export-score")(export_score)
 app.command("export-adjustment")(export_adjustment)

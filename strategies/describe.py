@@ -53,6 +53,7 @@ def describe(study: Study) -> str:
         "Leaves a site",
         *(line for text in leaves(study) for line in _wrapped(text)),
         *_association(study),
+        *_outcomes(study),
         "Never       a person's id, image, genotype or row of a table as such",
         *([f"Caution     {text}"] if (text := caution(study)) else []),
         *_privacy(study),
@@ -208,6 +209,31 @@ def _association(study: Study) -> list[str]:
             f"            combination is about enough persons; annotation {plan.genes.sha256[:12]}, masks {', '.join(plan.genes.masks)}",
         ]
     return [*lines, "            a variant's numbers stay where 1 to min_count - 1 persons of any group have one of its genotypes"]
+
+
+def _outcomes(study: Study) -> list[str]:
+    """The data that analyses of outcomes send."""
+    times = study.survival
+    curves, cox = (None, None) if times is None else (times.curves, times.cox)
+    lines = []
+    if curves is not None:
+        by = f" by {curves.groups}" if curves.groups else ""
+        lines.append(f"            survival curves (`fedml survival`){by}: who enters, has an event, leaves in each interval")
+    if cox is not None:
+        lines += [
+            f"            Cox regression (`fedml survival`) on {', '.join(cox.covariates)}: sums of hazards over who is at risk in each",
+            "            interval, sums and products of covariates over all persons, and this site's own coefficients",
+        ]
+    if study.glm is not None:
+        lines += [
+            f"            regression (`fedml glm`) of {study.cohort.outcome} on {', '.join(study.glm.covariates)}: gradients and products",
+            "            of covariates over all persons, and this site's own coefficients",
+        ]
+    if study.describe is not None:
+        lines.append("            the table of persons (`fedml describe`): counts, sums, histograms of columns; small cells hidden")
+    if curves is not None or cox is not None:
+        lines.append("            intervals of the grid that would tell of few persons are merged")
+    return lines
 
 
 def _privacy(study: Study) -> list[str]:

@@ -41,12 +41,34 @@ def _test_genes(study: Study, grid: Grid, run: Path) -> object:
     return test_genes(study, grid, run)
 
 
-# Job -> function: train a model, test every variant, test genes, count alleles, or only check that the sites' data are compatible.
+def _survival(study: Study, grid: Grid, run: Path) -> object:
+    from fedml.strategies.outcomes.survival import analyse_survival
+
+    return analyse_survival(study, grid, run)
+
+
+def _regress(study: Study, grid: Grid, run: Path) -> object:
+    from fedml.strategies.outcomes.glm import regress
+
+    return regress(study, grid, run)
+
+
+def _describe(study: Study, grid: Grid, run: Path) -> object:
+    from fedml.strategies.outcomes.describe import describe
+
+    return describe(study, grid, run)
+
+
+# Job -> function: train a model, test every variant, test genes, count alleles, analyse outcomes, or only check that the
+# sites' data are compatible.
 JOBS: dict[str, Callable[[Study, Grid, Path], object]] = {
     "train": run_study,
     "gwas": _associate,
     "genes": _test_genes,
     "frequencies": _frequencies,
+    "survival": _survival,
+    "glm": _regress,
+    "describe": _describe,
     "preflight": preflight,
 }
 

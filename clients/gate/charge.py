@@ -7,13 +7,13 @@ from typing import Any
 from fedml.clients.gate.ledger import Ledger
 from fedml.clients.site.manifest import Policy
 from fedml.clients.site.read import load_cohort
-from fedml.clients.work import genomics
+from fedml.clients.work import genomics, outcomes
 from fedml.clients.work.request import Request
 from fedml.errors import Reason, SiteError
 from fedml.privacy.releases import counted_parts, message_events
 from fedml.study.section import PartName
 from fedml.study.study import Study
-from fedml.wire.records import ANALYSES, Phase
+from fedml.wire.records import ANALYSES, OUTCOMES, Phase
 
 
 def check_budget(study: Study, policy: Policy) -> None:
@@ -56,7 +56,9 @@ def charge(ledger: Ledger, policy: Policy, request: Request, run: str) -> None:
         return [cohort.ids[row] for row in cohort.rows(part)]
 
     if study.privacy.unit != "patient":
-        if request.phase in ANALYSES:
+        if request.phase in OUTCOMES:
+            ledger.note_unprotected(outcomes.persons(request), **note)
+        elif request.phase in ANALYSES:
             ledger.note_unprotected(genomics.persons(request), **note)
         elif request.phase is Phase.ROUND and (trained := persons("train")):
             ledger.note_unprotected(trained, **note)

@@ -9,12 +9,12 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-from flwr.app import RecordDict
+from flwr.app import ConfigRecord, RecordDict
 
 from fedml.analytics import forms
 from fedml.clients.gate.journal import RecordNote
 from fedml.clients.site.manifest import Manifest, Policy
-from fedml.clients.work import genomics
+from fedml.clients.work import genomics, outcome_checks
 from fedml.clients.work.client import smallest_of
 from fedml.clients.work.half import check_declared, round_training, site_algorithm
 from fedml.clients.work.request import Request
@@ -41,6 +41,7 @@ from fedml.wire.records import (
     JOURNAL,
     METRICS,
     NUM_EXAMPLES,
+    OUTCOMES,
     PANEL,
     PERSONS,
     REQUEST_RECORDS,
@@ -49,6 +50,8 @@ from fedml.wire.records import (
     VOXELS,
     WINDOW,
     Phase,
+    config_record,
+    holds,
     metric_record,
 )
 
@@ -82,7 +85,7 @@ def reply_limits(manifest: Manifest, request: Request) -> Limits:
     """The limits of a reply. Exact counts of persons of public data may be sent, also of few, except in analyses of variants, which leave
     out few carriers at every site alike."""
     allowed = limits(manifest.policy, request.study)
-    return replace(allowed, min_count=1) if manifest.data.public and request.phase not in ANALYSES else allowed
+    return replace(allowed, min_count=1) if manifest.data.public and request.phase not in ANALYSES - OUTCOMES else allowed
 
 
 def notes_of(content: RecordDict) -> tuple[RecordNote, ...]:
@@ -99,6 +102,14 @@ def notes_of(content: RecordDict) -> tuple[RecordNote, ...]:
             size += len(data)
         notes.append(RecordNote(name if name in known else "undeclared", size, digest.hexdigest()))
     return tuple(notes[:64])
+
+
+def sha256_of(content: RecordDict) -> str:
+    """SHA-256 of the study's text in a message; ``SiteError`` if it has none."""
+    text = config_record(content, CONFIG).get("study") if holds(content, CONFIG, ConfigRecord) else None
+    if not isinstance(text, str):
+        raise SiteError(Reason.BAD_MESSAGE, "the message has no study")
+    return hashlib.sha256(text.encode(errors="surrogatepass")).hexdigest()
 
 
 def named(notes: tuple[RecordNote, ...], content: RecordDict, declared: Collection[str]) -> tuple[RecordNote, ...]:
@@ -170,10 +181,15 @@ def check_reply(request: Request, reply: RecordDict, content: RecordDict, allowe
     extras = NO_EXTRAS
     if request.phase is Phase.ROUND and weights is not None:
         extras = returned(site_algorithm(request.study), request.phase, weights)
+    elif request.phase in OUTCOMES:
+        weights = forms.reply_shapes(request.study, request.phase, 0, read_arrays(content, ANALYSIS))
     elif request.phase in ANALYSES:
         weights = genomics.shapes_of_reply(request, content)
     check_form(request.study, request.phase, request.name, reply, weights, extras)
     small = f"fewer than {allowed.min_count} persons (min_count) would be sent"
+    if request.phase in OUTCOMES:
+        outcome_checks.check_small(request, read_arrays(content, ANALYSIS), read_arrays(reply, ANALYSIS), allowed.min_count)
+        return
     if request.phase in ANALYSES:
         genomics.check_small(request, reply, content, allowed.min_count)
         return

@@ -18,9 +18,9 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from flwr.app import ConfigRecord, Context, Message, RecordDict
+from flwr.app import Context, Message, RecordDict
 
-from fedml.clients.gate import polygenic, signed
+from fedml.clients.gate import outcomes, polygenic, signed
 from fedml.clients.gate.approvals import Approval, approval_of, stamp
 from fedml.clients.gate.bounds import check_bounds, check_effective
 from fedml.clients.gate.charge import charge, check_budget
@@ -37,6 +37,7 @@ from fedml.clients.gate.checks import (
     notes_of,
     reply_limits,
     round_numbers,
+    sha256_of,
 )
 from fedml.clients.gate.code_store import stored
 from fedml.clients.gate.course import (
@@ -77,7 +78,7 @@ from fedml.quiet import told
 from fedml.study.start import with_start
 from fedml.study.study import Study, without_transforms
 from fedml.wire.packing import bundle, is_bundled, unbundle
-from fedml.wire.records import AGREEMENT, ANALYSES, ANALYSIS, ARRAYS, CLASS_WEIGHTS, CONFIG, JOURNAL, Phase, config_record, holds
+from fedml.wire.records import AGREEMENT, ANALYSES, ANALYSIS, ARRAYS, CLASS_WEIGHTS, JOURNAL, OUTCOMES, Phase
 
 log = logging.getLogger("fedml.site")
 
@@ -111,7 +112,7 @@ class Gate:
                 raise SiteError(Reason.STATE_LOST, self._cut)
             self._read_again()
             note["records"] = notes_of(message.content)
-            note["about"] = About(note["about"].run, _sha256_of(message.content))
+            note["about"] = About(note["about"].run, sha256_of(message.content))
             self._approval(note["about"].study)  # before anything is unpacked or parsed: without an approval a message costs its digest
             bundled = is_bundled(message.content)
             message.content = unbundle(message.content)
@@ -209,7 +210,7 @@ class Gate:
         if sum(n.bytes for n in note["records"]) > policy.max_request_mb * MEGABYTE:
             raise SiteError(Reason.TOO_LARGE, f"the message is larger than {policy.max_request_mb} MB")
         run = note["about"].run
-        sha256 = _sha256_of(message.content)
+        sha256 = sha256_of(message.content)
         note["about"] = About(run, sha256)
         approval = self._approval(sha256)
         request = read_request(message.content, (str(self.site.file.resolve()),), self.site.name)
@@ -237,7 +238,9 @@ class Gate:
         self._check_repeats(study, key, note["records"])
         cohort = load_cohort(request.manifests, study)
         check_persons(cohort, study, allowed)
-        if request.phase in ANALYSES:
+        if request.phase in OUTCOMES:
+            outcomes.check(self.state, self.site, request, read_arrays(message.content, ANALYSIS), run)
+        elif request.phase in ANALYSES:
             self._check_analysis(request, message.content, note["records"], key, allowed)
         if level != "trusted":
             self._check_bounds(request, allowed, cohort.count("train"))
@@ -390,11 +393,3 @@ class Gate:
             flat = {f"{place} {name}": value for place, arrays in enumerate(returned) for name, value in arrays.items()}
             self._trained.add(run)
             keep_course(self.state, study, followed(study, course, request.round, received, read_arrays(reply, ARRAYS), flat), received)
-
-
-def _sha256_of(content: RecordDict) -> str:
-    """SHA-256 of the study's text in a message; ``SiteError`` if it has none."""
-    text = config_record(content, CONFIG).get("study") if holds(content, CONFIG, ConfigRecord) else None
-    if not isinstance(text, str):
-        raise SiteError(Reason.BAD_MESSAGE, "the message has no study")
-    return hashlib.sha256(text.encode(errors="surrogatepass")).hexdigest()

@@ -101,6 +101,9 @@ class Policy(_Section):
     max_evaluations: Annotated[int, Field(ge=1)] = Field(
         default=1, description="most models that are evaluated on the test persons of one approved study"
     )
+    max_analyses: Annotated[int, Field(ge=1, le=1000)] = Field(
+        default=2, description="most analyses of outcomes with different numbers of one approved study; the same one may be repeated"
+    )
     changed_data: Literal["refuse", "continue"] = Field(
         default="refuse", description="a file of the site changes during a run: refuse the rest of the run, or continue with the new data"
     )

@@ -56,3 +56,17 @@ def too_near(state: Path, persons: Collection[str], smallest: int) -> tuple[int,
             if abs(len(other) - len(own)) < smallest and 0 < (apart := len(own ^ other)) < smallest:
                 return apart, study
     return None
+
+
+def any_too_near(state: Path, sets: Collection[Collection[str]], smallest: int) -> tuple[int, str] | None:
+    """``too_near`` of the first of ``sets`` for which it is not None; earlier sets are read once."""
+    if not sets or not (state / FILE).exists():
+        return None
+    with _opened(state) as found:
+        earlier = [(frozenset(json.loads(ids)), study) for ids, study in found.execute("SELECT persons, study FROM released").fetchall()]
+        for persons in sets:
+            own = frozenset(_hashed(found, persons))
+            for other, study in earlier:
+                if abs(len(other) - len(own)) < smallest and 0 < (apart := len(own ^ other)) < smallest:
+                    return apart, study
+    return None

@@ -67,6 +67,7 @@ from fedml.wire.records import (
     METRICS,
     NOTES,
     NUM_EXAMPLES,
+    OUTCOMES,
     PANEL,
     PERSONS,
     POLICY,
@@ -134,6 +135,10 @@ def refusal(message: Message, reason: Reason) -> Message:
 
 def execute(request: Request, content: RecordDict, memory: Memory) -> RecordDict:
     """Executes the request and returns the content of the reply. Exceptions are mapped by ``reason_of``."""
+    if request.phase in OUTCOMES:
+        from fedml.clients.work.outcomes import analyse as analyse_outcomes
+
+        return analyse_outcomes(request, content)
     if request.phase in ANALYSES:
         from fedml.clients.work.genomics import analyse
 

@@ -11,6 +11,7 @@ from flwr.app import RecordDict
 
 from fedml.clients.site.few import without_few
 from fedml.clients.site.read import load_aligned, load_cohort
+from fedml.clients.work import outcome_people, outcomes
 from fedml.clients.work.client import agreed, device_of, execute, model_for, smallest_of, sums_of, weighed
 from fedml.clients.work.genomics import forget_data as forget_analyses
 from fedml.clients.work.genomics import person_sets
@@ -25,7 +26,7 @@ from fedml.seeds import derive_seed
 from fedml.study.section import PARTS, PartName
 from fedml.study.study import Study
 from fedml.study.training_round import training_of_round
-from fedml.wire.records import AGREEMENT, ANALYSES, IMAGE_SHAPE, PANEL
+from fedml.wire.records import AGREEMENT, ANALYSES, IMAGE_SHAPE, OUTCOMES, PANEL
 
 
 def first_weights(request: Request, content: RecordDict) -> dict[str, Any]:
@@ -63,6 +64,8 @@ def planned_persons(request: Request) -> list[list[str]]:
     """The sets of persons about whom a run of the study would send exact values: parts, reported subgroups, persons of an
     analysis and of its populations."""
     study, cohort = request.study, load_cohort(request.manifests, request.study)
+    if request.phase in OUTCOMES:
+        return outcomes.person_sets(request)
     if request.phase in ANALYSES or study.gwas is not None or study.frequencies is not None:
         return person_sets(request, smallest_of(request))
     patient = study.privacy.unit == "patient"
@@ -78,6 +81,7 @@ def forget_data() -> None:
     for cache in (load_cohort, load_aligned, read_site_once, without_few):
         cache.cache_clear()
     forget_analyses()
+    outcome_people.forget()
 
 
 @dataclass(frozen=True)

@@ -108,9 +108,11 @@ def copies(work: Path, count: int, size: int) -> list[float]:
             found.append(time.monotonic() - began)
         return found
     finally:
-        for process in (*clients, server):
-            process.kill()
-            process.wait()
+        for client in clients:
+            client.kill()
+            client.wait()
+        server.kill()
+        server.wait()
 
 
 def main() -> None:

@@ -35,7 +35,7 @@ from fedml.study.study import Study
 from fedml.tracking.store import versions
 
 Engine = Literal["local", "simulation", "deployment"]
-Job = Literal["train", "gwas", "genes", "frequencies", "preflight"]
+Job = Literal["train", "gwas", "genes", "frequencies", "survival", "glm", "describe", "preflight"]
 Listener = Callable[[Sequence[Event]], None]
 _POLL_SECONDS = 0.2  # between two reads of a run's events
 _ASK_SECONDS = 10.0  # between two questions to the SuperLink how the run is

@@ -1,4 +1,5 @@
-"""Names, types and shapes of the arrays in requests and replies of a genotype analysis. Gates and server refuse all other arrays.
+"""Names, types and shapes of the arrays in requests and replies of a genotype analysis (of an analysis of
+outcomes: ``fedml.analytics.outcome_forms``). Gates and server refuse all other arrays.
 
 Letters in shapes: m variants of the message's panel, b columns of a basis, C covariate columns, K = 1 + C + components (the intercept
 first), J = K + 1 (with the variant), U and T the triangles of K and J, M variants used for the components, k components, Q rows of counts
@@ -36,9 +37,10 @@ from typing import Any
 
 import numpy as np
 
+from fedml.analytics import outcome_forms
 from fedml.errors import Reason, SiteError
 from fedml.study.study import Study
-from fedml.wire.records import POLYGENIC, Phase
+from fedml.wire.records import OUTCOMES, POLYGENIC, Phase
 
 UNKNOWN = -2  # in place of a number of relatives: the site has too few variants to tell
 Shape = tuple[int | str, ...]
@@ -109,6 +111,11 @@ REPLY_TYPES: dict[str, str] = {
 }
 
 
+def reply_type(phase: Phase, name: str) -> str:
+    """The type of an array in a reply."""
+    return outcome_forms.reply_type(phase, name) if phase in OUTCOMES else REPLY_TYPES[name]
+
+
 def kind(study: Study) -> str:
     """``linear`` for a quantitative outcome, ``logistic`` for two classes."""
     if study.traits.gwas is None:
@@ -151,6 +158,8 @@ def check_section(study: Study, phase: Phase) -> None:
     Raises:
         SiteError: undeclared: the study has no such section.
     """
+    if phase in OUTCOMES:
+        return outcome_forms.check_section(study, phase)
     section = {Phase.GENOTYPES: "", Phase.FREQUENCIES: "frequencies"}.get(phase, "gwas")
     if section and getattr(study, section) is None:
         raise SiteError(Reason.UNDECLARED, f"the study has no [{section}]")
@@ -194,6 +203,8 @@ def check_request(study: Study, phase: Phase, given: Mapping[str, Any], variants
     Raises:
         SiteError: undeclared: a name, type or shape differs, or the study has no ``[gwas]``.
     """
+    if phase in OUTCOMES:
+        return outcome_forms.check_request(study, phase, given)
     check_section(study, phase)
     wanted = declared(study, phase)
     if given.keys() != wanted.keys():
@@ -217,6 +228,8 @@ def gene_sizes(gene: Any) -> dict[str, int]:
 
 def reply_shapes(study: Study, phase: Phase, variants: int, given: Mapping[str, Any] = MappingProxyType({})) -> dict[str, tuple[int, ...]]:
     """Name -> shape of the sums in a step's reply to a request with the arrays ``given``."""
+    if phase in OUTCOMES:
+        return outcome_forms.reply_shapes(study, phase, given)
     kinds = REPLY[phase]
     shapes = kinds[""] if "" in kinds else kinds[kind(study)]
     size = sizes(study, variants) | asked(study, given)

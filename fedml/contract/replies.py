@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from flwr.app import ConfigRecord, MetricRecord, RecordDict
 
-from fedml.analytics.forms import REPLY_TYPES, check_section
+from fedml.analytics.forms import check_section, reply_type
 from fedml.cohort.images.histograms import BINS
 from fedml.cohort.images.reasons import Unusable
 from fedml.contract.disclosure import read_policy
@@ -157,7 +157,7 @@ def _check_analysis(study: Study, phase: Phase, reply: RecordDict, shapes: Shape
     if values.keys() != shapes.keys():
         raise SiteError(Reason.UNDECLARED, "the names of the sums differ from those of this step")
     for key, value in values.items():
-        _shaped(value, REPLY_TYPES[key], shapes[key], key)
+        _shaped(value, reply_type(phase, key), shapes[key], key)
         if not is_finite(value):
             raise SiteError(Reason.NON_FINITE, f"{key} is not finite")
 

@@ -289,6 +289,19 @@ class Genes(Event):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Outcomes(Event):
+    """Figures of an analysis of outcomes. ``analysis``: survival, glm or describe; ``found``: its main results, as in the tables of the
+    run's folder."""
+
+    kind = "outcomes"
+    analysis: str
+    seconds: float
+    sites: dict[str, SiteRow]
+    persons: dict[str, int]
+    found: dict[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
 class End(Event):
     """A run ended: ``status`` finished, failed or stopped, and why ("" if it finished)."""
 
@@ -297,7 +310,7 @@ class End(Event):
     reason: str
 
 
-_ALL = (Start, Checks, Agreed, Round, Privacy, Final, Step, Gwas, Genes, Frequencies, End)
+_ALL = (Start, Checks, Agreed, Round, Privacy, Final, Step, Gwas, Genes, Frequencies, Outcomes, End)
 KINDS: dict[str, type[Event]] = {kind.kind: kind for kind in _ALL}
 
 # What stands for an event that has not come.

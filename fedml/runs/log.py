@@ -9,6 +9,7 @@
     RUN/layout.json         image shape and number of variants
     RUN/examples/           pictures of predictions, of sites that declare their images public
     RUN/gwas.tsv.gz         of an association study: summary statistics, their index and metadata; manhattan.svg, qq.svg
+    RUN/outcomes.json       of an analysis of outcomes: all results; outcomes.html, tables (.tsv) and plots of them
     RUN/frequencies.tsv.gz  of a study of allele frequencies: counts by population and sex, and their index
     RUN/genes.tsv.gz        of tests of genes: their table; qq.svg; annotation, of the study
 
@@ -38,6 +39,9 @@ if TYPE_CHECKING:
     import torch
 
 
+OUTCOMES_JSON, OUTCOMES_PAGE = "outcomes.json", "outcomes.html"
+OUTCOMES_FILES = (OUTCOMES_JSON, OUTCOMES_PAGE, "curves.tsv", "tests.tsv", "cox.tsv", "glm.tsv", "meta.tsv", "table1.csv", "table1.md",
+                  "curves.svg", "forest.svg")  # fmt: skip
 FREQUENCIES_TABLE = "frequencies.tsv.gz"
 FREQUENCIES_FILES = (FREQUENCIES_TABLE, f"{FREQUENCIES_TABLE}.tbi")
 GWAS_TABLE, MANHATTAN, QQ = "gwas.tsv.gz", "manhattan.svg", "qq.svg"

@@ -24,6 +24,8 @@ from fedml.study.code_section import Code, gather_options
 from fedml.study.cohort_section import Cohort, target_problems
 from fedml.study.frequencies_section import Frequencies, frequencies_problems
 from fedml.study.gwas_section import Gwas
+from fedml.study.outcome_rules import outcome_problems
+from fedml.study.outcomes_section import Describe, Glm
 from fedml.study.own_names import code_problems
 from fedml.study.parameters import check_parameters
 from fedml.study.problems import first_problem
@@ -34,6 +36,7 @@ from fedml.study.task_traits import TRAITS, TaskTraits, either, traits_of
 from fedml.study.training_section import Training, training_problems
 
 Kind = TypeVar("Kind", bound=BaseModel)
+_LATER = ("code", "survival", "frequencies", "glm", "describe")  # sections that came later: the hash of a study without them is unchanged
 
 
 class Study(Section):
@@ -52,10 +55,12 @@ class Study(Section):
     gwas: Gwas | None = Field(default=None, description="association of the target with each variant (fedml gwas); default: no association")
     survival: Survival | None = Field(default=None, description="grid of times and horizons of a target that is the time to an event")
     frequencies: Frequencies | None = Field(default=None, description="allele frequencies (fedml frequencies); default: none")
+    glm: Glm | None = Field(default=None, description="regression of the target on clinical columns (fedml glm); default: none")
+    describe: Describe | None = Field(default=None, description="table of the persons (fedml describe); default: none")
 
     @model_serializer(mode="wrap")
     def _without_later(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        return {key: value for key, value in dump(self).items() if value is not None or key not in ("code", "survival", "frequencies")}
+        return {key: value for key, value in dump(self).items() if value is not None or key not in _LATER}
 
     @property
     def times(self) -> Survival:
@@ -117,9 +122,17 @@ class Study(Section):
 
     @model_validator(mode="after")
     def _own_code(self) -> Self:
-        """Own code is in ``[code]``, and what speaks against it; and what speaks against ``[frequencies]``."""
+        """Own code is in ``[code]``, and what speaks against it; and what speaks against ``[frequencies]`` and analyses of outcomes."""
         lookup = frequencies_problems(self.frequencies, self.cohort, self.privacy, self.federation, association=self.gwas is not None)
-        for problem in (*lookup, *code_problems(self.code, self.cohort, self.model, self.training, self.evaluation)):
+        times = self.survival
+        asked = {"survival.curves": times and times.curves, "survival.cox": times and times.cox, "glm": self.glm, "describe": self.describe}
+        variants = self.gwas is not None or self.frequencies is not None
+        outcomes = outcome_problems(asked, self.cohort, self.privacy, self.federation, label=self.traits.label, variants=variants)
+        for problem in (
+            *lookup,
+            *outcomes,
+            *code_problems(self.code, self.cohort, self.model, self.training, self.evaluation),
+        ):
             raise ValueError(problem)
         if self.cohort.cluster is not None and (self.privacy.unit == "patient" or self.gwas is not None or self.frequencies is not None):
             raise ValueError(

@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
+from fedml.study.outcomes_section import CoxModel, Curves
 from fedml.study.section import COLUMN, Code, Section, normal, without_unused
 
 INTERVALS = 500  # of a grid
@@ -86,6 +87,8 @@ class Survival(Section):
     horizons: Annotated[tuple[Annotated[float, Field(gt=0)], ...], Field(max_length=20)] = Field(
         default=(), description="times on the grid at which survival is predicted and tested; default: until"
     )
+    curves: Curves | None = Field(default=None, description="survival curves and their comparison (fedml survival); default: none")
+    cox: CoxModel | None = Field(default=None, description="Cox regression (fedml survival); default: none")
 
     @model_serializer(mode="wrap")
     def _without_later(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:

@@ -6,10 +6,10 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from fedml.runs.events import Frequencies, Genes, Gwas, body
-from fedml.runs.log import FREQUENCIES_FILES, GENES_TABLE, GWAS_FILES, QQ
+from fedml.runs.events import Frequencies, Genes, Gwas, Outcomes, body
+from fedml.runs.log import FREQUENCIES_FILES, GENES_TABLE, GWAS_FILES, OUTCOMES_FILES, QQ
 
-Analysis = Gwas | Genes | Frequencies
+Analysis = Gwas | Genes | Frequencies | Outcomes
 
 
 class Page(NamedTuple):
@@ -33,6 +33,12 @@ def log_analysis(page: Page, event: Analysis) -> str | None:
         case Frequencies():
             _figures(page, "frequencies", event, ("variants", "withheld", "seconds"))
             _files(page, "frequencies", FREQUENCIES_FILES)
+            return None
+        case Outcomes():
+            page.put(page.parent, f"{event.analysis}/persons", sum(event.persons.values()), 0)
+            _figures(page, event.analysis, event, ("seconds",))
+            _persons(page, event.analysis, event.persons)
+            _files(page, event.analysis, OUTCOMES_FILES)
             return None
 
 

@@ -24,7 +24,8 @@ _ALWAYS = frozenset(
 )  # fmt: skip
 _SAID = frozenset({"study.name", "study.question", "study.purpose"})  # in the description and in tags
 _MOST = 250  # characters of a parameter; the whole study is an artifact
-_JOBS = {"evaluate": "test of a finished model", "gwas": "association", "genes": "genes", "frequencies": "frequencies"}
+_JOBS = {"evaluate": "test of a finished model", "gwas": "association", "genes": "genes", "frequencies": "frequencies",
+         "survival": "survival", "glm": "regression", "describe": "table of persons"}  # fmt: skip
 
 
 def allowed(text: str) -> str:

@@ -25,6 +25,7 @@ from fedml.runs.events import (
     Frequencies,
     Genes,
     Gwas,
+    Outcomes,
     Privacy,
     Round,
     SiteDisclosure,
@@ -133,7 +134,7 @@ class Tracker:
                     self._privacy(client, event)
                 case Checks():
                     client.log_text(self.parent, json.dumps(event.checks, indent=1), "record/checks.json")
-                case Gwas() | Genes() | Frequencies():
+                case Gwas() | Genes() | Frequencies() | Outcomes():
                     for site, row in event.sites.items():
                         self._head(site, row)
                     page = Page(client, self.parent, self.children, self.run, self.put)

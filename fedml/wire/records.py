@@ -62,11 +62,25 @@ class Phase(StrEnum):
     BLOCKS = "blocks"
     LEVEL = "level"
     RIDGE = "ridge"
+    GRID = "grid"
+    TIMES = "times"
+    MOMENTS = "moments"
+    HAZARD = "hazard"
+    SCORE = "score"
+    MEANS = "means"
+    RESIDUALS = "residuals"
+    ALONE = "alone"
+    REGRESSION = "regression"
+    DESCRIPTION = "description"
 
 
-# Phases of a genotype analysis: sites send sums, no model is trained (``fedml.analytics.forms``).
+# Phases of an analysis: sites send sums, no model is trained (``fedml.analytics.forms``).
 POLYGENIC = frozenset({Phase.FOLDS, Phase.BLOCKS, Phase.LEVEL, Phase.RIDGE})  # of a whole-genome regression
-ANALYSES = POLYGENIC | {
+OUTCOMES = frozenset({  # of an analysis of outcomes (``fedml.analytics.outcome_forms``)
+    Phase.GRID, Phase.TIMES, Phase.MOMENTS, Phase.HAZARD, Phase.SCORE, Phase.MEANS, Phase.RESIDUALS, Phase.ALONE, Phase.REGRESSION,
+    Phase.DESCRIPTION,
+})  # fmt: skip
+ANALYSES = POLYGENIC | OUTCOMES | {
     Phase.GENOTYPES, Phase.COVARIATES, Phase.SUBSPACE, Phase.NULL, Phase.ASSOCIATION, Phase.FIT, Phase.GENES, Phase.FREQUENCIES,
 }  # fmt: skip
 

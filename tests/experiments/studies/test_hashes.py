@@ -18,6 +18,7 @@ HASHES = {
     "demo": "dd2b4ffa9fd7aae282fab0aac333e7a79580fc95af2fc3e3f52a1cf0754c10f7",
     "genes": "aafe5f431443e5ae00879b0cdefe41db68c3c5fa2965cb4f3fda7235339a531f",
     "heart": "9e7c671cbe84eb5072cf81ecd004ff44de36583cf664caaf684852be9b4ebce2",
+    "heart_glm": "76a92a21aa5ef94ff63530780927191a01295116cff530a55668500b973ca3df",
     "heart_private": "16c2a5acc925cd93e3dc68373e14a20327c33b1d34c28d3031442d398ba264c9",
     "height": "15a6062bdd8b6c2ffccbc52abe722992e8de80810374c0785add0b3552cd71bd",
     "lesions": "3e88f8b4f7f6ef66fd5a4fcc9a596e9e8f2641ce9c9548eccc9e4be057d4e648",

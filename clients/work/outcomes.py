@@ -1,0 +1,220 @@
+"""The site's part of an analysis of outcomes: sums over its persons for each step (``fedml.analytics.outcome_forms``).
+
+Nothing about a person is sent: counts and sums of intervals that hold nobody or enough persons, and sums over all persons.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from flwr.app import RecordDict
+
+from fedml.analytics import cox, glm, grid, outcome_forms
+from fedml.analytics.cox import Followed, Plan
+from fedml.clients.site.read import load_cohort
+from fedml.clients.work import describe
+from fedml.clients.work.effective import effective_persons, few_effective
+from fedml.clients.work.outcome_people import COX, CURVES, Floats, Persons, analysed, cells_of, floor_of
+from fedml.clients.work.request import Request
+from fedml.errors import Reason, SiteError
+from fedml.study.outcome_rules import columns_of
+from fedml.study.outcomes_section import FAMILIES
+from fedml.wire.records import ANALYSIS, Phase, array_record, pack, unpack
+
+PER_COEFFICIENT = 5  # persons of a site for each coefficient; of events, where a site is analysed alone
+OF_COX = (Phase.HAZARD, Phase.SCORE, Phase.MEANS, Phase.RESIDUALS)
+_FEWEST_SHARE = 0.02  # of the persons, by their weights in the sums of a Cox model
+
+
+def analyse(request: Request, content: RecordDict) -> RecordDict:
+    """The reply of a step."""
+    given = unpack(array_record(content, ANALYSIS))
+    check(request, given)
+    if request.phase is Phase.DESCRIPTION:
+        return _reply(describe.answer(request, given, floor_of(request)))
+    people = analysed(request.manifests, request.study)
+    match request.phase:
+        case Phase.GRID:
+            cells = cells_of(request, int(given["model"][0]))
+            end = grid.next_end(cells, given["edges"], *given["from"].tolist())
+            if end < 0:
+                raise SiteError(
+                    Reason.TOO_FEW, "not even one interval has enough persons of each kind: fewer groups or covariates are needed"
+                )
+            whole = np.array([grid.possible(cells, given["edges"])], np.uint8)
+            return _reply({"end": np.array([end]), "whole": whole})
+        case Phase.TIMES:
+            return _reply({"counts": _counts(request, people, given["edges"])})
+        case Phase.MOMENTS:
+            return _reply(_moments(request, people))
+        case Phase.ALONE:
+            return _reply(_alone(request, people, given.get("edges")))
+        case Phase.REGRESSION:
+            return _reply(_regression(request, people, given))
+    return _reply(_cox(request, people, given))
+
+
+def _reply(values: dict[str, Any]) -> RecordDict:
+    return RecordDict({ANALYSIS: pack(values)})
+
+
+def check(request: Request, given: Mapping[str, Any]) -> None:
+    """Raises ``SiteError`` if the numbers that a request asks for would be about few persons, or about fewer than its model needs.
+
+    It is asked again by the gate about the reply, from the cohort alone.
+    """
+    if request.phase is Phase.DESCRIPTION:
+        return
+    people, floor = analysed(request.manifests, request.study), floor_of(request)
+    persons, columns = len(people.rows), people.x.shape[1]
+    if persons < floor:
+        raise SiteError(Reason.TOO_FEW, f"{persons} persons have every column of the analysis, min_count requires {floor}")
+    if columns and persons < PER_COEFFICIENT * (columns + 1):
+        raise SiteError(Reason.TOO_FEW, f"{persons} persons for {columns} columns of covariates; {PER_COEFFICIENT} for each are needed")
+    if request.phase not in (Phase.GRID, Phase.TIMES):
+        kinds = people.times.event == 1 if people.times is not None else people.y > 0
+        binary = people.times is not None or request.study.traits.label == "classes"
+        masks = np.vstack([np.ones((1, persons), bool), people.levels])
+        counts = np.stack([masks.sum(1), *([(masks & kinds).sum(1), (masks & ~kinds).sum(1)] if binary else [])])
+        if ((counts > 0) & (counts < floor)).any():
+            raise SiteError(Reason.TOO_FEW, f"a level of a covariate has fewer than {floor} persons (min_count), or so few of one outcome")
+    if "edges" in given and request.phase is not Phase.GRID:
+        cells = cells_of(request, CURVES if request.phase is Phase.TIMES else COX)
+        if not grid.possible(cells, given["edges"]):
+            raise SiteError(Reason.TOO_FEW, "an interval of the grid would tell of few persons")
+
+
+def _counts(request: Request, people: Persons, edges: Any) -> Any:
+    assert people.times is not None  # noqa: S101
+    at, size, codes = grid.places(edges), int(edges.sum()), len(request.study.cohort.time_to_event.codes)
+    first, last = at[people.times.at_risk_from()], at[people.times.time]
+    rows = []
+    for mask in people.groups:
+        kinds = [np.bincount(last[mask & (people.times.event == code)], minlength=size) for code in range(1, codes)]
+        rows.append(np.stack([np.bincount(first[mask], minlength=size), *kinds, np.bincount(last[mask], minlength=size)]))
+    return np.stack(rows).astype(np.int64)
+
+
+def _moments(request: Request, people: Persons) -> dict[str, Any]:
+    event = people.times.event == 1 if people.times is not None else np.zeros(len(people.rows), bool)
+    if request.study.traits.label == "classes":
+        event = people.y == 1
+    total = int(people.y.sum()) if request.study.traits.label == "count" else int(event.sum())
+    x = people.x
+    moments = np.stack([np.full(x.shape[1], float(len(x))), x.sum(0), (x**2).sum(0), x[event].sum(0)])
+    return {"moments": moments, "persons": np.array([len(x)]), "events": np.array([total])}
+
+
+def _followed(people: Persons, given: Mapping[str, Any], x: Floats) -> Followed:
+    assert people.times is not None  # noqa: S101
+    at = grid.places(given["edges"])
+    return Followed(x, at[people.times.at_risk_from()], at[people.times.time], people.times.event == 1)
+
+
+def _cox(request: Request, people: Persons, given: Mapping[str, Any]) -> dict[str, Any]:
+    followed = _followed(people, given, (people.x - given["centre"]) / given["scale"])
+    beta, intervals, floor = given["beta"], int(given["edges"].sum()), floor_of(request)
+    eta, efron = followed.x @ beta, outcome_forms.section(request.study, "survival.cox").ties == "efron"
+    if np.abs(eta).max(initial=0.0) > 500:
+        raise SiteError(Reason.NON_FINITE, "at these coefficients a hazard cannot be computed")
+    if floor > 1 and effective_persons(np.exp(eta - eta.max(initial=0.0))) < max(floor, _FEWEST_SHARE * len(eta)):
+        raise SiteError(Reason.TOO_FEW, "at these coefficients the sums would be about few persons")
+    match request.phase:
+        case Phase.HAZARD:
+            risk, tied = cox.hazard_sums(followed, beta, intervals)
+            return {"risk": risk, "tied": tied if efron or not beta.any() else np.zeros_like(tied)}
+        case Phase.SCORE:
+            gradient, second = cox.score_sums(followed, beta, given["rise"], given["tie"], given["at"])
+            return {"gradient": gradient, "second": second}
+        case Phase.MEANS:
+            risk_x, tied_x = cox.mean_sums(followed, beta, intervals)
+            return {"risk_x": risk_x, "tied_x": tied_x if efron else np.zeros_like(tied_x)}
+    means = (given["at_event"], given["rise_x"], given["tie_x"])
+    residuals = cox.score_residuals(followed, beta, (given["rise"], given["tie"]), means)
+    return {"meat": residuals.T @ residuals, "total": residuals.sum(0)}
+
+
+def _alone(request: Request, people: Persons, edges: Any) -> dict[str, Any]:
+    """The site's own model, for a meta-analysis; not fitted where it has few events for each coefficient."""
+    columns = people.x.shape[1]
+    empty = {"estimate": np.zeros(columns), "covariance": np.zeros((columns, columns)), "fitted": np.zeros(1, np.uint8)}
+    names = columns_of(request.study.cohort.clinical, outcome_forms.covariates(request.study))
+    scale = people.x.std(0)
+    varies = scale > 0
+    if not varies.all():
+        return empty
+    x = (people.x - people.x.mean(0)) / scale
+    try:
+        if people.times is not None:
+            plan = outcome_forms.section(request.study, "survival.cox")
+            followed = _followed(people, {"edges": edges}, x)
+            events = int(followed.event.sum())
+            if events < PER_COEFFICIENT * columns:
+                return empty
+            found = cox.fit(followed, int(edges.sum()), Plan(plan.ties, plan.ridge, names))
+            beta, covariance = found.beta, cox.variances(found.information, plan.ridge, None)
+        else:
+            family = FAMILIES[request.study.traits.label]
+            cases = int(people.y.sum())
+            few = min(cases, len(people.y) - cases) if family == "binomial" else cases if family == "poisson" else len(people.y)
+            if few < PER_COEFFICIENT * columns:
+                return empty
+            one = np.hstack([np.ones((len(x), 1)), x])
+
+            def asked(beta: Floats, robust: bool) -> glm.Sums:
+                return glm.site_sums(one, people.y, beta, family, people.offset, robust=robust)  # type: ignore[arg-type]
+
+            solved = glm.solve(asked, family, ["(intercept)", *names], np.zeros(columns + 1))  # type: ignore[arg-type]
+            beta, covariance = solved.beta[1:], glm.variances(solved)[1:, 1:]
+    except (ValueError, np.linalg.LinAlgError):
+        return empty
+    return {"estimate": beta / scale, "covariance": covariance / np.outer(scale, scale), "fitted": np.ones(1, np.uint8)}
+
+
+def _regression(request: Request, people: Persons, given: Mapping[str, Any]) -> dict[str, Any]:
+    x = np.hstack([np.ones((len(people.rows), 1)), (people.x - given["centre"]) / given["scale"]])
+    family, beta, floor = FAMILIES[request.study.traits.label], given["beta_one"], floor_of(request)
+    eta = x @ beta
+    if floor > 1 and family == "binomial" and few_effective(eta, floor):
+        raise SiteError(Reason.TOO_FEW, "at these coefficients the model's sums would be about few persons")
+    if family == "poisson" and floor > 1 and effective_persons(np.exp(eta - eta.max())) < max(floor, _FEWEST_SHARE * len(eta)):
+        raise SiteError(Reason.TOO_FEW, "at these coefficients the model's sums would be about few persons")
+    sums = glm.site_sums(x, people.y, beta, family, people.offset, robust=bool(given["robust"][0]))  # type: ignore[arg-type]
+    return {
+        "gradient": sums.gradient, "information": sums.information, "meat": sums.meat,
+        "log_likelihood": np.array([sums.log_likelihood]), "squares": np.array([sums.squares]), "persons": np.array([sums.persons]),
+    }  # fmt: skip
+
+
+def person_sets(request: Request) -> list[list[str]]:
+    """Ids of the persons of each set about whom the analysis releases exact values: everyone, and each group."""
+    cohort, study = load_cohort(request.manifests, request.study), request.study
+    sets = []
+    if study.describe is not None:
+        sets += describe.person_sets(request)
+    if study.describe is None or outcome_forms.covariates(study) or outcome_forms.section(study, "survival.curves") is not None:
+        people = analysed(request.manifests, study)
+        sets += [people.rows, *(people.rows[mask] for mask in people.groups)]
+    return [[cohort.ids[row] for row in rows] for rows in sets if len(rows)]
+
+
+def leaving_sets(request: Request, given: Mapping[str, Any]) -> list[list[str]]:
+    """Ids of who has left by the end of each interval of a request's grid, in each group: the sets whose sizes the reply tells."""
+    if "edges" not in given or request.phase is Phase.GRID:
+        return []
+    people, cohort = analysed(request.manifests, request.study), load_cohort(request.manifests, request.study)
+    assert people.times is not None  # noqa: S101
+    at, groups = grid.places(given["edges"]), people.groups if request.phase is Phase.TIMES else np.ones((1, len(people.rows)), bool)
+    place = at[people.times.time]
+    sets = [people.rows[mask & (place <= k)] for mask in groups for k in range(int(given["edges"].sum()) - 1)]
+    return [[cohort.ids[row] for row in rows] for rows in sets if len(rows)]
+
+
+def persons(request: Request) -> list[str]:
+    """Ids of the persons in the analysis, for the site's ledger."""
+    cohort = load_cohort(request.manifests, request.study)
+    if request.phase is Phase.DESCRIPTION:
+        return list(cohort.ids)
+    return [cohort.ids[row] for row in analysed(request.manifests, request.study).rows]

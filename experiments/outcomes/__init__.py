@@ -1,0 +1,1 @@
+"""The commands ``fedml survival``, ``fedml glm`` and ``fedml describe``."""

@@ -1,0 +1,160 @@
+"""Names, types and shapes of the arrays in requests and replies of an analysis of outcomes. Gates and server refuse all other arrays.
+
+Letters in shapes: T intervals of the study's grid, E of the merged grid (how many of ``edges`` are 1), G groups, N causes + 2, C columns of
+covariates, K = 1 + C (the intercept first), R rows of the table, B bins and levels.
+
+    grid         -> edges, model, from                end of the next interval (``fedml.analytics.grid``), and
+                                                      whether all of ``edges`` could stay; from: its start, least end
+    times        -> edges                             counts (G, N, E): who enters, has an event of each cause, leaves
+    moments      ->                                   moments (4, C), persons, events
+    hazard       -> edges, design, beta               risk, tied
+    score        -> the same, rise, tie, at           gradient, second
+    means        -> edges, design, beta               risk_x, tied_x
+    residuals    -> hazard's, rise, tie, at_event,    meat, total
+                    rise_x, tie_x
+    alone        -> edges, of survival                estimate, covariance, fitted
+    regression   -> design, beta_one, robust          gradient_one, information_one, meat_one, log_likelihood, squares
+    description  -> limits                            table, bins
+
+``design``: centre and scale (C,) of the covariates.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any
+
+from fedml.errors import Reason, SiteError
+from fedml.study.outcome_rules import columns_of
+from fedml.study.study import Study
+from fedml.wire.records import Phase
+
+Shape = tuple[int | str, ...]
+Form = dict[str, tuple[str, Shape]]
+BINS = 64  # of a histogram of a number, between limits that the server sends
+
+_EDGES: Form = {"edges": ("uint8", ("T",))}
+_DESIGN: Form = {"centre": ("float64", ("C",)), "scale": ("float64", ("C",))}
+_COX: Form = {**_EDGES, **_DESIGN, "beta": ("float64", ("C",))}
+_WEIGHTS: Form = {"rise": ("float64", ("E",)), "tie": ("float64", ("E",))}
+REQUEST: dict[Phase, Form] = {
+    Phase.GRID: {**_EDGES, "model": ("uint8", (1,)), "from": ("int64", (2,))},
+    Phase.TIMES: _EDGES,
+    Phase.MOMENTS: {},
+    Phase.HAZARD: _COX,
+    Phase.SCORE: {**_COX, **_WEIGHTS, "at": ("float64", ("E",))},
+    Phase.MEANS: _COX,
+    Phase.RESIDUALS: {**_COX, **_WEIGHTS, **dict.fromkeys(("at_event", "rise_x", "tie_x"), ("float64", ("E", "C")))},
+    Phase.ALONE: _EDGES,
+    Phase.REGRESSION: {**_DESIGN, "beta_one": ("float64", ("K",)), "robust": ("uint8", (1,))},
+    Phase.DESCRIPTION: {"limits": ("float64", (2, "Q"))},
+}
+REPLY: dict[Phase, Form] = {
+    Phase.GRID: {"end": ("int64", (1,)), "whole": ("uint8", (1,))},
+    Phase.TIMES: {"counts": ("int64", ("G", "N", "E"))},
+    Phase.MOMENTS: {"moments": ("float64", (4, "C")), "persons": ("int64", (1,)), "events": ("int64", (1,))},
+    Phase.HAZARD: {"risk": ("float64", ("E",)), "tied": ("float64", ("E",))},
+    Phase.SCORE: {"gradient": ("float64", ("C",)), "second": ("float64", ("C", "C"))},
+    Phase.MEANS: {"risk_x": ("float64", ("E", "C")), "tied_x": ("float64", ("E", "C"))},
+    Phase.RESIDUALS: {"meat": ("float64", ("C", "C")), "total": ("float64", ("C",))},
+    Phase.ALONE: {"estimate": ("float64", ("C",)), "covariance": ("float64", ("C", "C")), "fitted": ("uint8", (1,))},
+    Phase.REGRESSION: {
+        "gradient": ("float64", ("K",)), "information": ("float64", ("K", "K")), "meat": ("float64", ("K", "K")),
+        "log_likelihood": ("float64", (1,)), "squares": ("float64", (1,)), "persons": ("int64", (1,)),
+    },
+    Phase.DESCRIPTION: {"table": ("float64", ("G", "R")), "bins": ("int64", ("G", "Q", BINS))},
+}  # fmt: skip
+SECTIONS: dict[Phase, str] = {
+    Phase.GRID: "survival", Phase.TIMES: "survival.curves", Phase.HAZARD: "survival.cox", Phase.SCORE: "survival.cox",
+    Phase.MEANS: "survival.cox", Phase.RESIDUALS: "survival.cox", Phase.REGRESSION: "glm", Phase.DESCRIPTION: "describe",
+}  # fmt: skip
+
+
+def section(study: Study, name: str) -> Any:
+    """The section ``name``, such as ``survival.cox``; None if the study has none."""
+    found: Any = study
+    for part in name.split("."):
+        found = getattr(found, part, None)
+    return found
+
+
+def covariates(study: Study) -> tuple[str, ...]:
+    """The covariates of the study's regression; empty if it has none."""
+    model = section(study, "survival.cox") or study.glm
+    return () if model is None else tuple(model.covariates)
+
+
+def check_section(study: Study, phase: Phase) -> None:
+    """Raises ``SiteError`` if the study has not the section whose analysis has the step ``phase``."""
+    name = SECTIONS.get(phase)
+    lacking = not covariates(study) if name is None else section(study, name) is None
+    if lacking:
+        raise SiteError(Reason.UNDECLARED, f"the study has no [{name or 'survival.cox] or [glm'}]")
+
+
+def groups_of(study: Study, name: str) -> tuple[Any, ...]:
+    """The levels of the groups that section ``name`` compares; one, None, where it compares none."""
+    own, spec = section(study, name), study.cohort.clinical
+    if own is None or own.groups is None or spec is None:
+        return (None,)
+    return tuple(spec.categories[own.groups])
+
+
+def sizes(study: Study, phase: Phase, given: Mapping[str, Any]) -> dict[str, int]:
+    """The values of the letters in shapes."""
+    columns = len(columns_of(study.cohort.clinical, covariates(study)))
+    edges = given.get("edges")
+    size = {"C": columns, "K": columns + 1, "E": 0 if edges is None else int((edges > 0).sum())}
+    if study.survival is not None:
+        size |= {"T": len(study.survival.edges), "N": 1 + len(study.cohort.time_to_event.codes)}
+    size["G"] = len(groups_of(study, "describe" if phase is Phase.DESCRIPTION else "survival.curves"))
+    if study.describe is not None:
+        numbers, rows = described(study)
+        size |= {"Q": len(numbers), "R": rows}
+    return size
+
+
+def described(study: Study) -> tuple[list[str], int]:
+    """The numeric columns of the table of ``[describe]``, and how many numbers each group has (``fedml.analytics.describe``)."""
+    spec, plan = study.cohort.clinical, study.describe
+    names = [] if spec is None or plan is None else list(plan.columns or spec.columns)
+    numbers = [name for name in names if spec is not None and name not in spec.categories]
+    levels = sum(len(spec.categories[name]) for name in names if spec is not None and name in spec.categories)
+    return numbers, 1 + 3 * len(numbers) + levels
+
+
+def _check(wanted: Form, given: Mapping[str, Any], size: Mapping[str, int]) -> None:
+    if given.keys() != wanted.keys():
+        raise SiteError(Reason.UNDECLARED, "the analysis record has other arrays than this phase declares")
+    for name, (dtype, shape) in wanted.items():
+        expected = tuple(size[n] if isinstance(n, str) else n for n in shape)
+        if str(given[name].dtype) != dtype or given[name].shape != expected:
+            raise SiteError(Reason.UNDECLARED, f"{name} does not have the declared shape and type")
+
+
+def check_request(study: Study, phase: Phase, given: Mapping[str, Any]) -> None:
+    """Raises ``SiteError`` unless the arrays of a request's analysis record are those that its phase declares, with possible values."""
+    check_section(study, phase)
+    of_glm = phase is Phase.ALONE and study.survival is None  # which has no grid
+    _check({} if of_glm else REQUEST[phase], given, sizes(study, phase, given))
+    if "edges" in given and (given["edges"].max(initial=0) > 1 or given["edges"][-1] != 1):
+        raise SiteError(Reason.UNDECLARED, "edges are 0 or 1, and the last is 1")
+    if "from" in given and not -1 <= given["from"][0] < given["from"][1] < len(given["edges"]):
+        raise SiteError(Reason.UNDECLARED, "an interval ends behind its start")
+    if "scale" in given and not (given["scale"] > 0).all():
+        raise SiteError(Reason.UNDECLARED, "scale is not above 0")
+    for name in ("rise", "tie"):
+        if name in given and phase is Phase.RESIDUALS and (given[name] < 0).any():
+            raise SiteError(Reason.UNDECLARED, f"{name} is below 0")
+
+
+def reply_shapes(study: Study, phase: Phase, given: Mapping[str, Any] = MappingProxyType({})) -> dict[str, tuple[int, ...]]:
+    """Name -> shape of the arrays in a step's reply to a request with the arrays ``given``."""
+    size = sizes(study, phase, given)
+    return {name: tuple(size[n] if isinstance(n, str) else n for n in shape) for name, (_, shape) in REPLY[phase].items()}
+
+
+def reply_type(phase: Phase, name: str) -> str:
+    """The type of an array in a reply."""
+    return REPLY[phase][name][0]

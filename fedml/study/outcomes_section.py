@@ -1,0 +1,59 @@
+"""Analyses of outcomes over sites: survival curves and Cox regression (``[survival.curves]``, ``[survival.cox]``), regression (``[glm]``)
+and the table that describes the persons (``[describe]``)."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from fedml.study.section import Section
+
+Names = Annotated[tuple[str, ...], Field(max_length=100)]
+FAMILIES = {"number": "gaussian", "classes": "binomial", "count": "poisson"}  # label of a task -> family of its regression
+
+
+class Curves(Section):
+    """``[survival.curves]``: Kaplan-Meier, Nelson-Aalen and cumulative incidence curves, log-rank tests and restricted means."""
+
+    groups: str | None = Field(default=None, description="column of [cohort.clinical] categories whose groups are compared; default: none")
+    quantiles: Annotated[tuple[Annotated[float, Field(gt=0, lt=1)], ...], Field(min_length=1, max_length=9)] = Field(
+        default=(0.5,), description="quantiles of the time to the event, as shares of persons; 0.5: the median"
+    )
+    level: Annotated[float, Field(ge=0.5, lt=1)] = Field(default=0.95, description="level of confidence bands and intervals")
+
+
+class CoxModel(Section):
+    """``[survival.cox]``: Cox regression of the event of interest on columns of ``[cohort.clinical]``; competing events count as censored
+    (cause-specific hazards)."""
+
+    covariates: Annotated[Names, Field(min_length=1)] = Field(
+        description="columns of [cohort.clinical]; the first level of a category is the reference"
+    )
+    ties: Literal["efron", "breslow"] = Field(default="efron", description="how events at the same time of the grid are counted")
+    baseline: Literal["common", "site"] = Field(
+        default="common", description="common: one baseline hazard; site: each site has its own (stratified by site)"
+    )
+    ridge: Annotated[float, Field(ge=0, le=1e6)] = Field(
+        default=0.0,
+        description="penalty: the log partial likelihood less ridge / 2 times the sum of squared coefficients of standardised columns",
+    )
+    level: Annotated[float, Field(ge=0.5, lt=1)] = Field(default=0.95, description="level of confidence intervals")
+
+
+class Glm(Section):
+    """``[glm]``: regression of the target on columns of ``[cohort.clinical]`` (``fedml glm``); linear for a number, logistic for two
+    classes, Poisson for a count (with ``[cohort] exposure`` as its offset)."""
+
+    covariates: Annotated[Names, Field(min_length=1)] = Field(
+        description="columns of [cohort.clinical]; the first level of a category is the reference"
+    )
+    intercept: Literal["site", "one"] = Field(default="site", description="an intercept for each site, or one for all")
+    level: Annotated[float, Field(ge=0.5, lt=1)] = Field(default=0.95, description="level of confidence intervals")
+
+
+class Describe(Section):
+    """``[describe]``: the table of the persons (``fedml describe``)."""
+
+    columns: Names = Field(default=(), description="columns of [cohort.clinical] in the table; empty: all")
+    groups: str | None = Field(default=None, description="column of [cohort.clinical] categories whose groups are compared; default: none")

@@ -1,0 +1,1 @@
+"""Analyses of outcomes over sites: the server's part."""

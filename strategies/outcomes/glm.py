@@ -1,0 +1,119 @@
+"""The server's part of ``fedml glm``: Newton's steps over the sites, variances, and the two-stage meta-analysis next to it."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from flwr.serverapp import Grid
+from scipy.stats import norm
+
+from fedml.analytics import glm
+from fedml.errors import RunError
+from fedml.runs.log import OUTCOMES_JSON, OUTCOMES_PAGE, write_whole
+from fedml.strategies.agreement.step import BySite
+from fedml.strategies.gwas.intercepts import Intercepts
+from fedml.strategies.outcomes import page
+from fedml.strategies.outcomes.cox import alone, rows_of
+from fedml.strategies.outcomes.work import Floats, Work, begin, finish, moments, plain
+from fedml.study.outcomes_section import FAMILIES
+from fedml.study.study import Study
+from fedml.wire.records import Phase
+
+
+def regress(study: Study, grid: Grid, run: Path) -> Path:
+    """Runs the regression and writes its tables to the folder ``run``; returns the path of all results.
+
+    Raises:
+        RunError: a site stopped answering, columns depend on each other, or there is no finite maximum.
+    """
+    began = time.monotonic()
+    work, plan = begin(study, grid, run), study.glm
+    assert plan is not None  # noqa: S101 - the command has checked
+    found = plain({"glm": _fit(work)})
+    write_whole(run / OUTCOMES_JSON, (json.dumps(found, indent=1, allow_nan=False) + "\n").encode())
+    own = found["glm"]
+    page.write_coefficients(run / "glm.tsv", own["coefficients"])
+    heads = ["term", own["effect"], "estimate", "SE", "robust SE", "p", "robust p"]
+    rows = [
+        [r["term"], _effect(r, own["family"]), page.number(r["estimate"]), page.number(r["model"]["error"], 3),
+         page.number(r["robust"]["error"], 3), page.p_value(r["model"]["p"]), page.p_value(r["robust"]["p"])]
+        for r in own["coefficients"]
+    ]  # fmt: skip
+    intercept = "an intercept for each site" if plan.intercept == "site" else "one intercept"
+    text = f"{own['family']} regression of {study.cohort.outcome}, {sum(own['persons'].values())} persons, {intercept}."
+    page.write_page(run / OUTCOMES_PAGE, study, [f"<p>{text}</p>", page.html_table(heads, rows),
+                                                 *page.write_meta(run, own, ratio=own["family"] != "gaussian")])  # fmt: skip
+    finish(work, "glm", own["persons"], time.monotonic() - began, page.summary(found))
+    return run / OUTCOMES_JSON
+
+
+def _effect(row: dict[str, Any], family: str) -> str:
+    values = [row["estimate"], row["model"]["lower"], row["model"]["upper"]]
+    shown = [page.number(v if family == "gaussian" else float(np.exp(min(v, 700.0))), 3) for v in values]
+    return f"{shown[0]} ({shown[1]} to {shown[2]})"
+
+
+def _fit(work: Work) -> dict[str, Any]:
+    plan, family = work.study.glm, FAMILIES[work.study.traits.label]
+    assert plan is not None  # noqa: S101
+    design, replies = moments(work)
+    each = plan.intercept == "site"
+    places = Intercepts(len(work.sites), 1 + len(work.names), each)
+    names = [*([f"(intercept) {site}" for site in work.sites] if each else ["(intercept)"]), *work.names]
+    last: list[Floats] = []
+
+    def asked(beta: Floats, robust: bool) -> glm.Sums:
+        own = BySite({site: beta[places.rows(at, places.columns)] for at, site in enumerate(work.sites)})
+        given = {**design, "beta_one": own, "robust": np.array([robust], np.uint8)}
+        sums = list(work.take(Phase.REGRESSION, given).values())
+        last[:] = [places.vector(s["gradient"], at) for at, s in enumerate(sums)]
+        return glm.Sums(
+            np.sum(last, axis=0), np.sum([places.matrix(s["information"], at) for at, s in enumerate(sums)], axis=0),
+            np.sum([places.matrix(s["meat"], at) for at, s in enumerate(sums)], axis=0),
+            float(sum(s["log_likelihood"][0] for s in sums)), float(sum(s["squares"][0] for s in sums)),
+            int(sum(s["persons"][0] for s in sums)),
+        )  # fmt: skip
+
+    try:
+        found = glm.solve(asked, family, names, _start(work, family, replies, places))  # type: ignore[arg-type]
+    except (ValueError, np.linalg.LinAlgError) as error:
+        raise RunError(f"the regression cannot be estimated: {error}.") from error
+    clustered = np.sum([np.outer(g, g) for g in last], axis=0)
+    turn = _units(places, design)
+    beta = turn @ found.beta
+    kinds = {"model": glm.variances(found), "robust": glm.variances(found, found.meat), "site": glm.variances(found, clustered)}
+    if each:  # the scores of a site sum to 0 at its own intercept, and say nothing of clusters there
+        kinds = {name: value for name, value in kinds.items() if name != "site" or len(work.sites) > len(work.names)}
+    variances = {name: turn @ value @ turn.T for name, value in kinds.items()}
+    rows = rows_of(names, beta, variances, plan.level)
+    width = len(names) - len(work.names)
+    return {
+        "family": family, "effect": {"gaussian": "effect", "binomial": "odds ratio", "poisson": "rate ratio"}[family],
+        "coefficients": rows[width:], "intercepts": rows[:width], "covariance": variances["model"],
+        "robust_covariance": variances["robust"], "dispersion": found.dispersion, "log_likelihood": found.log_likelihood,
+        "steps": found.steps, "persons": {site: int(s["persons"][0]) for site, s in replies.items()},
+        "events": {site: int(s["events"][0]) for site, s in replies.items()} if family != "gaussian" else None,
+        "alone": alone(work, {}, plan.level), "quantile": float(norm.ppf(0.5 + plan.level / 2)),
+    }  # fmt: skip
+
+
+def _start(work: Work, family: str, replies: Any, places: Intercepts) -> Floats:
+    """No effect, at the mean of all where it is known: counts of one intercept far from 0 would need many steps."""
+    start = np.zeros(places.width)
+    if family == "poisson" and work.study.cohort.exposure is None:
+        events, persons = (sum(int(s[name][0]) for s in replies.values()) for name in ("events", "persons"))
+        start[: places.width - places.columns + 1] = np.log(max(events, 1) / persons)
+    return start
+
+
+def _units(places: Intercepts, design: dict[str, Any]) -> Floats:
+    """(width, width): coefficients of standardised covariates -> of covariates in their own units."""
+    turn = np.eye(places.width)
+    first = places.width - places.columns + 1
+    turn[first:, first:] = np.diag(1 / design["scale"])
+    turn[:first, first:] = -design["centre"] / design["scale"]
+    return turn

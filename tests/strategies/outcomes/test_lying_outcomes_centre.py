@@ -1,0 +1,155 @@
+"""A centre that asks an analysis of outcomes of its choice against one site's real gate: attacks on few persons are refused and noted."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from fedml.clients.gate.approvals import approve
+from fedml.errors import InputError
+from fedml.study.study import Study
+from tests.clients.gate.centre import Centre
+from tests.outcomes import Drawn, study_of, write_sites
+
+DRAWN = Drawn(persons=(500,), policy='[policy]\ncentre = "curious"\nmin_persons = 20\nmin_count = 5\n')
+COX = {"covariates": ["age", "sex"], "ties": "breslow"}
+
+
+def study(name: str = "trial", **changes: Any) -> Study:
+    return study_of(DRAWN, name=name, **{"curves": {}, "cox": COX, **changes})
+
+
+@pytest.fixture
+def centre(tmp_path: Path) -> Centre:
+    write_sites(tmp_path, DRAWN)
+    return Centre(study(), tmp_path / "sites" / "s0")
+
+
+AGREED = {"panel": np.zeros(0, np.uint8), "flips": np.zeros(0, np.uint8), "image_shape": np.zeros(0, np.int64)}
+
+
+def ask(site: Centre, phase: str, number: int, run: int = 1, of: Study | None = None, **given: Any) -> str:
+    return site.ask(phase, number, run, study=of, agreement=AGREED, analysis=given)
+
+
+def grid_of(centre: Centre, model: int, run: int = 1, of: Study | None = None, start: Any = None, number: int = 0) -> Any:
+    """The grid that an honest centre agrees on with the site."""
+    begin = np.ones(len((of or centre.study).times.edges), np.uint8) if start is None else start
+    edges, last = np.zeros_like(begin), -1
+    while last < len(begin) - 1:
+        given = {"edges": begin, "model": np.array([model], np.uint8), "from": np.array([last, last + 1])}
+        assert ask(centre, "grid", number, run, of, **given) == ""
+        last, number = int(centre.answered[-1][1]["analysis/end"][0]), number + 1
+        edges[last] = 1
+    return edges
+
+
+def cox_given(edges: Any, **more: Any) -> dict[str, Any]:
+    return {"edges": edges, "centre": np.array([60.0, 0.5]), "scale": np.array([10.0, 0.5]), "beta": np.zeros(2), **more}
+
+
+def test_an_honest_centre_is_answered_and_its_rerun_too(centre: Centre) -> None:
+    for run in (1, 2):
+        edges = grid_of(centre, 0, run)
+        assert ask(centre, "times", 0, run, edges=edges) == ""
+        counts = centre.answered[-1][1]["analysis/counts"]
+        assert counts[counts > 0].min() >= 5
+        assert ask(centre, "hazard", 0, run, **cox_given(grid_of(centre, 1, run, start=edges, number=200))) == ""
+        centre.restart()
+
+
+def test_a_grid_that_tells_of_few_is_refused(centre: Centre) -> None:
+    edges = np.ones(100, np.uint8)
+    for phase, given in (("times", {"edges": edges}), ("hazard", cox_given(edges)), ("means", cox_given(edges))):
+        assert ask(centre, phase, 0, **given) == "too-few-persons"
+    grid = grid_of(centre, 0)
+    left, split = np.cumsum(np.bincount(centre.cohort().labels[:, 0].astype(int), minlength=100)), grid.copy()
+    ends = np.flatnonzero(grid)
+    inside = [k for a, b in pairwise(ends) for k in range(a + 1, b) if 0 < left[k] - left[a] < 5]
+    split[inside[-1]] = 1  # one end more, by which fewer than five have left since the one before
+    assert ask(centre, "times", 0, edges=split) == "too-few-persons"
+    assert [e["reason"] for e in centre.journal() if e["phase"] == "times"] == ["too-few-persons"] * 2
+
+
+def test_the_grid_is_asked_about_forwards(centre: Centre) -> None:
+    """All starts in turn would tell where the rarest cell reaches min_count, and so its times."""
+    grid_of(centre, 0)
+    given = {"edges": np.ones(100, np.uint8), "model": np.array([0], np.uint8)}
+    for number, start in enumerate((3, 10, 98)):
+        assert ask(centre, "grid", 300 + number, **given, **{"from": np.array([start, start + 1])}) == "replayed"
+
+
+def test_curves_on_a_grid_that_ends_a_day_later_are_refused(centre: Centre) -> None:
+    """The difference of the two would be those who left on that day."""
+    assert ask(centre, "times", 0, edges=grid_of(centre, 0)) == ""
+    other = study("other", survival={"grid": "31 days", "horizons": [3007.0]}, until=3007.0)
+    approve(centre.state, other, "Dr. Test")
+    edges = grid_of(centre, 0, 2, other)
+    assert ask(centre, "times", 0, 2, other, edges=edges) == "too-few-persons"
+    centre.restart()
+    assert ask(centre, "times", 0, 3, other, edges=edges) == "too-few-persons"
+
+
+def test_curves_without_two_persons_are_refused(centre: Centre) -> None:
+    """The second study needs a column that two persons lack."""
+    path = centre.folder / "clinical.csv"
+    table = pd.read_csv(path)
+    table.loc[:1, "age"] = np.nan
+    table.to_csv(path, index=False)
+    whole, less = study_of(DRAWN, name="whole", curves={}), study("less")
+    for one in (whole, less):
+        approve(centre.state, one, "Dr. Test")
+    assert ask(centre, "times", 0, 1, whole, edges=grid_of(centre, 0, 1, whole)) == ""
+    begin = {"edges": np.ones(100, np.uint8), "model": np.array([0], np.uint8), "from": np.array([-1, 0])}
+    assert ask(centre, "grid", 0, 2, less, **begin) == "too-few-persons"
+    assert ask(centre, "moments", 0, 2, less) == "too-few-persons"
+
+
+def test_steps_are_counted_over_runs_and_the_design_of_a_run_is_fixed(centre: Centre) -> None:
+    edges = grid_of(centre, 1)
+    for number in range(12):
+        beta = np.full(2, 0.01 * number)
+        assert ask(centre, "hazard", number, **cox_given(edges, beta=beta) | {"beta": beta}) == ""
+    assert ask(centre, "hazard", 12, **cox_given(edges) | {"beta": np.full(2, 0.5)}) == "rounds-beyond-policy"
+    assert ask(centre, "hazard", 5, 1, **cox_given(edges)) == "replayed"
+    zeros = np.zeros(int(edges.sum()))
+    other = cox_given(edges) | {"centre": np.zeros(2), "rise": zeros, "tie": zeros, "at": zeros}
+    assert ask(centre, "score", 0, **other) == "replayed"
+    refused = ""
+    for run in range(2, 5):
+        for number in range(12):
+            refused = refused or ask(centre, "hazard", number, run, **cox_given(edges) | {"beta": np.full(2, 0.2 * run + 0.01 * number)})
+    assert refused == "replayed"  # max_analyses = 2
+    assert len([p for p, _ in centre.answered if p == "hazard"]) == 24
+
+
+def test_coefficients_that_single_out_a_person_are_refused(centre: Centre) -> None:
+    edges = grid_of(centre, 1)
+    assert ask(centre, "hazard", 0, **cox_given(edges) | {"beta": np.array([40.0, 0.0])}) == "too-few-persons"
+    assert ask(centre, "hazard", 1, **cox_given(edges) | {"beta": np.array([1e4, 0.0])}) == "non-finite"
+
+
+def test_what_is_not_declared_is_refused(centre: Centre) -> None:
+    edges = grid_of(centre, 0)
+    assert ask(centre, "times", 0, edges=edges, more=np.zeros(1)) == "undeclared-record"
+    assert ask(centre, "times", 0, edges=edges[:-1]) == "undeclared-record"
+    assert ask(centre, "times", 0, edges=np.append(edges[:-1], np.uint8(0))) == "undeclared-record"
+    assert ask(centre, "hazard", 0, **cox_given(edges) | {"scale": np.zeros(2)}) == "undeclared-record"
+    assert ask(centre, "hazard", 0, **cox_given(edges) | {"beta": np.full(2, np.nan)}) == "non-finite"
+    assert (
+        ask(centre, "regression", 0, centre=np.zeros(2), scale=np.ones(2), beta_one=np.zeros(3), robust=np.zeros(1, np.uint8))
+        == "undeclared-record"
+    )
+    assert ask(centre, "description", 0, limits=np.zeros((2, 1))) == "undeclared-record"
+
+
+def test_noised_analyses_are_refused_with_the_reason() -> None:
+    with pytest.raises(InputError, match="with noise neither its intervals nor its tests would hold"):
+        study_of(
+            DRAWN, curves={}, privacy={"unit": "site", "noise_multiplier": 1.0, "clipping_norm": 1.0, "delta": 1e-5, "statistics": "stated"}
+        )
