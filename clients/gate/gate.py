@@ -65,9 +65,10 @@ from fedml.clients.site.read import load_cohort
 from fedml.clients.site.stamp import stamp_of
 from fedml.clients.work import genomics
 from fedml.clients.work.apart import Apart
-from fedml.clients.work.client import model_for, reason_of, refusal
+from fedml.clients.work.client import reason_of, refusal
 from fedml.clients.work.half import Memory, site_algorithm
 from fedml.clients.work.known import HERE, Work, forget_data, layout_of, planned_persons
+from fedml.clients.work.loaded import model_for
 from fedml.clients.work.request import Request, read_request
 from fedml.contract.extras import Shapes
 from fedml.contract.replies import read_arrays

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ from fedml.clients.site.few import without_few
 from fedml.clients.site.manifest import check_roster, find_sites
 from fedml.clients.site.read import load_aligned, load_cohort
 from fedml.clients.work.half import Memory, begin, end, round_training
+from fedml.clients.work.loaded import Loaded, model_for, weighed
 from fedml.clients.work.request import Request, _study_of, own_flips, read_request, read_site_once
 from fedml.cohort.groups import reportable_groups
 from fedml.cohort.images.histograms import BINS, HistogramView
@@ -36,7 +36,7 @@ from fedml.learning.training import GradientHook, Hooks, evaluate, train
 from fedml.modalities.layout import Layout, make_layout
 from fedml.modalities.registry import inputs_of
 from fedml.models.device import pick_device
-from fedml.models.fusion import CohortModel, build_model, constants, learned, load
+from fedml.models.fusion import CohortModel, load
 from fedml.privacy.counts import noised
 from fedml.privacy.dpsgd import PrivateSteps, private_train
 from fedml.privacy.releases import noise_multiplier, sampling
@@ -46,7 +46,6 @@ from fedml.runs.software import code_digest
 from fedml.seeds import derive_seed
 from fedml.study.section import PARTS, PartName
 from fedml.study.study import Study
-from fedml.tasks.classification_loss import classification_loss
 from fedml.tasks.clusters import hidden
 from fedml.tasks.counts import rounded_cells
 from fedml.tasks.registry import make_task
@@ -160,37 +159,6 @@ def manifests_of(context: Context, message: Message) -> tuple[str, ...]:
 @lru_cache(maxsize=4096)
 def _simulated(folder: str, name: str) -> Path:
     return find_sites(Path(folder), (name,))[0][name].file
-
-
-@dataclass(frozen=True)
-class Loaded:
-    """A model and the tensors that messages set: ``weights`` (learned) and ``fixed`` (preprocessing constants)."""
-
-    model: CohortModel
-    weights: dict[str, torch.Tensor]
-    fixed: dict[str, torch.Tensor]
-    task: Task
-
-
-@lru_cache(maxsize=2)
-def model_for(study: Study, layout: Layout) -> Loaded:
-    """One model for all sites of this process, because every message sets all of its tensors."""
-    model = build_model(study, layout)
-    return Loaded(model, learned(model), constants(model), make_task(study))
-
-
-def weighed(loaded: Loaded, study: Study, values: dict[str, torch.Tensor]) -> Loaded:
-    """``loaded`` with the weights of classes that the agreement holds, if the study takes them from counts; they are removed from it.
-
-    Raises:
-        KeyError, ValueError: there are none, or of another number of classes.
-    """
-    if study.training.class_weights != "inverse":
-        return loaded
-    weights = values.pop(CLASS_WEIGHTS).tolist()
-    if len(weights) != len(loaded.task.classes):
-        raise ValueError("the agreement has weights of another number of classes")
-    return replace(loaded, task=replace(loaded.task, loss=classification_loss(study.training, weights)))
 
 
 def _describe(request: Request, content: RecordDict) -> RecordDict:

@@ -12,10 +12,11 @@ from flwr.app import RecordDict
 from fedml.clients.site.few import without_few
 from fedml.clients.site.read import load_aligned, load_cohort
 from fedml.clients.work import outcome_people, outcomes
-from fedml.clients.work.client import agreed, device_of, execute, model_for, smallest_of, sums_of, weighed
+from fedml.clients.work.client import agreed, device_of, execute, smallest_of, sums_of
 from fedml.clients.work.genomics import forget_data as forget_analyses
 from fedml.clients.work.genomics import person_sets
 from fedml.clients.work.half import Memory
+from fedml.clients.work.loaded import model_for, weighed
 from fedml.clients.work.request import Request, read_site_once
 from fedml.cohort.groups import reportable_groups
 from fedml.contract.replies import read_arrays
