@@ -9,6 +9,7 @@ import html
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from statistics import NormalDist
 from typing import Any
 
 from fedml.runs.log import OUTCOMES_PAGE, write_whole
@@ -16,10 +17,12 @@ from fedml.strategies.outcomes.plots import curve_plot, forest_plot
 from fedml.study.study import Study
 
 Rows = list[list[Any]]
+NORMAL = NormalDist()
 _STYLE = (
-    "body{font:16px/1.5 system-ui,sans-serif;margin:0 auto;max-width:60rem;padding:1rem;color:#1a1a1a}"
+    "body{font:16px/1.5 system-ui,sans-serif;margin:0 auto;max-width:76rem;padding:1rem;color:#1a1a1a}"
     ".wide{overflow-x:auto}table{border-collapse:collapse;margin:.5rem 0}td,th{padding:.2rem .6rem;text-align:right;"
     "border-bottom:1px solid #ddd;white-space:nowrap}td:first-child,th:first-child{text-align:left}svg{max-width:100%;height:auto}"
+    "@media(max-width:40rem){td,th{padding:.15rem .3rem;font-size:.8rem;white-space:normal}}"
 )
 
 
@@ -186,6 +189,15 @@ def write_coefficients(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     )
 
 
+def _alone(one: Mapping[str, Any]) -> list[Any]:
+    """Estimate, standard error, Wald limits of 95 % and p of a site by itself; None where it was not fitted."""
+    if one["estimate"] is None or one["error"] is None:
+        return [one["estimate"], one["error"], None, None, None]
+    half = NORMAL.inv_cdf(0.975) * one["error"]
+    p = 2 * NORMAL.cdf(-abs(one["estimate"] / one["error"]))
+    return [one["estimate"], one["error"], one["estimate"] - half, one["estimate"] + half, p]
+
+
 def write_meta(run: Path, found: Mapping[str, Any], *, ratio: bool) -> list[str]:
     """``meta.tsv`` and ``forest.svg``: each site alone and combined, next to the model of all; the part of the page."""
     rows: Rows = []
@@ -193,7 +205,7 @@ def write_meta(run: Path, found: Mapping[str, Any], *, ratio: bool) -> list[str]
         term = found["alone"]["terms"][row["term"]]
         rows.append([row["term"], "one-stage", row["estimate"], row["model"]["error"], row["model"]["lower"], row["model"]["upper"],
                      row["model"]["p"], None, None, None])  # fmt: skip
-        rows += [[row["term"], f"site {site}", one["estimate"], one["error"], *[None] * 6] for site, one in term["sites"].items()]
+        rows += [[row["term"], f"site {site}", *_alone(one), *[None] * 3] for site, one in term["sites"].items()]
         pooled = term["pooled"]
         if pooled is None:
             continue
@@ -209,7 +221,19 @@ def write_meta(run: Path, found: Mapping[str, Any], *, ratio: bool) -> list[str]
     write_table(run / "meta.tsv", heads, rows)
     svg = forest_plot(found, ratio=ratio)
     write_whole(run / "forest.svg", svg.encode())
-    shown = [[*row[:2], *(number(v) for v in row[2:6]), p_value(row[6]), *(number(v) for v in row[7:9]), p_value(row[9])] for row in rows]
+    names = {"fixed": "fixed effect", "dersimonian_laird": "DerSimonian-Laird", "reml": "REML", "hartung_knapp": "Hartung-Knapp"}
+    heads = ["", "", "log ratio" if ratio else "estimate", "SE", "lower", "upper", "p", "tau²", "I²", "p of Q"]
+    shown = [
+        [
+            row[0] if row[1] == "one-stage" else "",
+            names.get(row[1], row[1]),
+            *(number(v, 3) for v in row[2:6]),
+            p_value(row[6]),
+            *(number(v) for v in row[7:9]),
+            p_value(row[9]),
+        ]
+        for row in rows
+    ]
     lacking = [site for site, fitted in found["alone"]["fitted"].items() if not fitted]
     note = f"<p>Not fitted alone (too few events, or no finite maximum): {html.escape(', '.join(lacking))}.</p>" if lacking else ""
     return ["<h2>One stage and two</h2>", note, svg, html_table(heads, shown)]

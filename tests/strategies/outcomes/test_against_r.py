@@ -62,6 +62,11 @@ def test_estimates_errors_and_tests_are_those_of_r(tmp_path: Path) -> None:
     np.testing.assert_allclose([row["robust"]["error"] for row in rows], want["robust"], rtol=1e-6)
     tests = [row["chi2"] for row in found["cox"]["proportional"]["terms"]]
     np.testing.assert_allclose([*tests, found["cox"]["proportional"]["global"]["chi2"]], want["zph"], rtol=1e-6)
+    meta = pd.read_csv(tmp_path / "run" / "meta.tsv", sep="\t")
+    alone = meta[meta.model.str.startswith("site ") & meta.error.notna()]
+    assert len(alone)
+    np.testing.assert_allclose(alone.upper - alone.estimate, 1.959963984540054 * alone.error, rtol=1e-9)
+    np.testing.assert_allclose(alone.estimate - alone.lower, 1.959963984540054 * alone.error, rtol=1e-9)
     group = found["curves"]["groups"]["B"]["survival"]
     at = want["time"].astype(int) - 1
     np.testing.assert_allclose(np.array(group["estimate"])[at], want["surv"], rtol=1e-8)
