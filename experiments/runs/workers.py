@@ -15,6 +15,7 @@ import sys
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from statistics import fmean
 from typing import Any, final
 
 from flwr.app import Context, Error, Message
@@ -126,7 +127,7 @@ class Workers:
         self._eager, self._processes = count > 0, list[_Process]()
         self._most, self._left, self._place = most, rounds * len(persons), share_out(persons, most)
         self._asked: dict[str, tuple[_Asked, _Process]] = {}
-        self._known = set[int]()
+        self._known, self._noted = set[int](), list[float]()
         self._config: dict[str, Any] = {}
 
     def __enter__(self) -> Workers:
@@ -146,9 +147,12 @@ class Workers:
         self._processes = [_Process(self._config) for _ in range(self._most - 1)]
 
     def note(self, seconds: float) -> None:
-        """A message was answered in the first process in so many seconds."""
+        """A site's training was answered in the first process in so many seconds. The first one is not counted: it loads code, too."""
         self._left -= 1
-        if not (self._processes or self._eager) and self._most > 1 and seconds * self._left > WORTH_SECONDS:
+        self._noted.append(seconds)
+        if self._processes or self._eager or self._most == 1 or len(self._noted) < 2:
+            return
+        if fmean(self._noted[1:]) * self._left > WORTH_SECONDS:
             self._start()
 
     def send(self, message: Message, context: Context) -> bool:
