@@ -73,6 +73,7 @@ def test_site_files(prepared: Prepared) -> None:
         "adrenal": ({"images.npz", "split.csv"}, {"image", "split"}),
         "lesions": ({"images", "masks"}, {"image"}),
         "lung": ({"omics.csv", "clinical.csv"}, {"omics", "clinical"}),
+        "brca": ({"clinical.csv", "split.csv"}, {"clinical", "split"}),
     }
     assert set(expected) == set(DATASETS)
     for name, (files, keys) in expected.items():
