@@ -24,7 +24,6 @@ import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
-from functools import lru_cache
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -78,8 +77,8 @@ PLACES: dict[str, tuple[str, str, tuple[str, ...], int]] = {
     "aligned": ("fedml.clients.site.read", "aligned", AGREED, 1),
     "align": ("fedml.cohort.persons", "align", AGREED, 1),
     "cohort_sums": ("fedml.clients.work.client", "cohort_sums", ("statistics",), 1),
-    "build_model": ("fedml.clients.work.client", "build_model", WITH_MODEL, 1),
-    "make_task": ("fedml.clients.work.client", "make_task", WITH_MODEL, 1),
+    "build_model": ("fedml.clients.work.loaded", "build_model", WITH_MODEL, 1),
+    "make_task": ("fedml.clients.work.loaded", "make_task", WITH_MODEL, 1),
     "load": ("fedml.clients.work.client", "load", WITH_MODEL, 2),
     "Cohort.batch": ("fedml.cohort.persons:Cohort", "batch", WITH_MODEL, 2),
     "CohortModel.forward": ("fedml.models.fusion:CohortModel", "forward", WITH_MODEL, 2),
@@ -254,7 +253,7 @@ def clear_caches() -> None:
     for name, module in list(sys.modules.items()):
         if name.split(".")[0] in ("fedml", "clients", "strategies"):
             for value in list(vars(module).values()):
-                if isinstance(value, lru_cache(lambda: None).__class__):
+                if not isinstance(value, type) and callable(getattr(value, "cache_clear", None)):
                     value.cache_clear()
 
 

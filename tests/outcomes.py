@@ -78,7 +78,13 @@ def study_of(drawn: Drawn = Drawn(), *, until: float = 3000.0, **sections: Any) 
     if drawn.entry:
         target["entry"] = "entry"
     task, more = sections.pop("task", "survival"), sections.pop("more", {})
-    survival = {"unit": "days", "grid": f"{drawn.step:g} days", "until": until, "horizons": [900.0, until], **sections.pop("survival", {})}
+    survival = {
+        "time_unit": "days",
+        "grid": f"{drawn.step:g} days",
+        "until": until,
+        "horizons": [900.0, until],
+        **sections.pop("survival", {}),
+    }
     survival |= {name: sections.pop(name) for name in ("curves", "cox") if name in sections}
     plan = {
         "study": {"name": sections.pop("name", "trial"), "question": "Which arm lives longer?", "purpose": "DUO:0000042", "seed": 1},

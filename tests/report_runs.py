@@ -100,7 +100,7 @@ def survival(folder: Path) -> Record:
     study = make_study(
         model__task="survival", study__question="How long?", cohort__split={"train": 0.4, "val": 0.2, "test": 0.4},
         cohort__target={"time": "t", "event": "e", "events": {"relapse": 1, "death": 2}, "event_of_interest": "relapse"},
-        survival={"unit": "days", "grid": "30 days", "until": 360, "horizons": [180, 360]},
+        survival={"time_unit": "days", "grid": "30 days", "until": 360, "horizons": [180, 360]},
     )  # fmt: skip
     return record_of(study, made, folder / "runs")
 

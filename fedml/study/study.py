@@ -70,7 +70,7 @@ class Study(Section):
             ValueError: the study has none.
         """
         if self.survival is None:
-            raise ValueError('[survival] is missing; add it with unit = "days", grid = "30 days" and until = NUMBER')
+            raise ValueError('[survival] is missing; add it with time_unit = "days", grid = "30 days" and until = NUMBER')
         return self.survival
 
     @property

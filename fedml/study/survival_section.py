@@ -77,7 +77,7 @@ class TimeToEvent(Section):
 class Survival(Section):
     """``[survival]``: the unit and the grid of times, and the horizons at which a prediction is answered and tested."""
 
-    unit: TimeUnit = Field(description="unit of the times in every site's table, of the grid and of horizons")
+    time_unit: TimeUnit = Field(description="unit of the times in every site's table, of the grid and of horizons")
     grid: str | Annotated[tuple[Annotated[float, Field(gt=0)], ...], Field(min_length=1, max_length=INTERVALS)] = Field(
         description='times to which sites round up: a step such as "30 days", with until; or the ends of the intervals, such as [90, 365]'
     )
@@ -92,7 +92,7 @@ class Survival(Section):
 
     @model_serializer(mode="wrap")
     def _without_later(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        return without_unused(self, dump(self), first=("unit", "grid", "until", "horizons"))
+        return without_unused(self, dump(self), first=("time_unit", "grid", "until", "horizons"))
 
     @cached_property
     def edges(self) -> tuple[float, ...]:
@@ -110,11 +110,13 @@ class Survival(Section):
     def _step(self) -> Decimal:
         match = _STEP.fullmatch(str(self.grid))
         if match is None or not Decimal(match[1]):
-            raise ValueError(f'grid is "{self.grid}"; write a number and the unit, such as "30 {self.unit}", or a list of times')
-        if match[2] not in (self.unit, self.unit[:-1]):
-            raise ValueError(f'grid is "{self.grid}" and unit "{self.unit}"; write the grid in {self.unit}')
+            raise ValueError(f'grid is "{self.grid}"; write a number and the unit, such as "30 {self.time_unit}", or a list of times')
+        if match[2] not in (self.time_unit, self.time_unit[:-1]):
+            raise ValueError(f'grid is "{self.grid}" and time_unit "{self.time_unit}"; write the grid in {self.time_unit}')
         if self.until is None:
-            raise ValueError(f"until is missing, the time in {self.unit} at which follow-up ends; add it, or write grid as a list of times")
+            raise ValueError(
+                f"until is missing, the time in {self.time_unit} at which follow-up ends; add it, or write grid as a list of times"
+            )
         return Decimal(match[1])
 
     @property

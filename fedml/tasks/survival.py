@@ -62,12 +62,13 @@ def survival_task(study: Study) -> Task:
         compared=Compared(values=lambda output, truth: risk_of(output), statistic=drawn_c_index),
         linear_score=NotBuilt("a hazard has no type in a scoring file"),
         words=Words(
-            predicts=f"the time to {event}, in {places} intervals until {times.until:g} {times.unit}"
+            predicts=f"the time to {event}, in {places} intervals until {times.until:g} {times.time_unit}"
             + (", by the partial likelihood of each step" if cox else ", by the hazard of each interval"),
             counts="persons by time, event and risk (tables), sums of predicted survival and of its squares, and of log-losses",
-            outcome=f"The outcome is the time to {event} in {times.unit}, in the columns {' and '.join(target.columns)}, rounded up to "
+            outcome=f"The outcome is the time to {event} in {times.time_unit}, in the columns {' and '.join(target.columns)}, rounded up "
+            "to "
             f"{places} times until {times.until:g}.",
-            output=f"The model gives the probability of no {event} by {until} {times.unit}.",
+            output=f"The model gives the probability of no {event} by {until} {times.time_unit}.",
             balance=NotBuilt("a time has no classes that could be out of balance"),
             no_prediction="",
             no_classes="The outcome is a time and has no classes.",
@@ -199,7 +200,7 @@ def _answer(study: Study, log_alive: Callable[[torch.Tensor], torch.Tensor]) -> 
 
     def caption(output: torch.Tensor) -> str:
         alive = float(log_alive(output[None].double())[0, places[-1]].exp())
-        return f"P(no {event} by {times.horizons[-1]:g} {times.unit}) {alive:.2f}"
+        return f"P(no {event} by {times.horizons[-1]:g} {times.time_unit}) {alive:.2f}"
 
     return Answer(columns=columns, example={name: [0.5] for name in names} | {"risk": [0.0]}, caption=caption)
 

@@ -48,7 +48,7 @@ def times_of(labels: Floats) -> Times:
 def time_labels(study: Study) -> Labels:
     """Labels of a study whose target is the time to an event: (persons, 2), with an entry (persons, 3)."""
     target, edges = study.cohort.time_to_event, np.array(study.times.edges)
-    unit = study.times.unit
+    unit = study.times.time_unit
 
     def read(cells: Cells) -> Floats:
         event = cells.codes(target.event, target.codes)

@@ -203,13 +203,14 @@ def survival_measures(times: Survival) -> tuple[Measure, ...]:
         ),
         Measure(
             name="c_index_ipcw", of="all", value=_uno(last), interval=_uno_interval(last), printed="Uno's C-index", axis="Uno's C",
-            meaning=f"the C-index until {times.horizons[-1]:g} {times.unit}, weighted so that it does not depend on who is censored when",
+            meaning=f"the C-index until {times.horizons[-1]:g} {times.time_unit}, "
+            "weighted so that it does not depend on who is censored when",
             bounds=(0.0, 1.0), guess=0.5, counted=False, additive=False, brief=False,
         ),
         Measure(
             name="ibs", of="all", value=_ibs(times), interval=NotBuilt("the spread of Brier scores is not in the counts"),
             printed="integrated Brier score", axis="Brier",
-            meaning=f"mean squared error of the predicted survival until {times.horizons[-1]:g} {times.unit}: 0 is perfect",
+            meaning=f"mean squared error of the predicted survival until {times.horizons[-1]:g} {times.time_unit}: 0 is perfect",
             bounds=None, guess=None, counted=False, additive=False, brief=True,
         ),
         Measure(
@@ -219,7 +220,7 @@ def survival_measures(times: Survival) -> tuple[Measure, ...]:
         ),
     ]  # fmt: skip
     for horizon, place in zip(times.horizons, times.places, strict=True):
-        name, when = f"{horizon:g}".replace("+", ""), f"{horizon:g} {times.unit}"
+        name, when = f"{horizon:g}".replace("+", ""), f"{horizon:g} {times.time_unit}"
         out.append(Measure(
             name=f"auroc_{name}", of="all", value=_auroc(place), interval=_auroc_interval(place), printed=f"AUROC at {when}",
             axis="AUROC", meaning=f"who has the event until {when} has a higher risk than who is without it then, in this share of pairs",

@@ -25,7 +25,7 @@ _ALWAYS = frozenset(
 _SAID = frozenset({"study.name", "study.question", "study.purpose"})  # in the description and in tags
 _MOST = 250  # characters of a parameter; the whole study is an artifact
 _JOBS = {"evaluate": "test of a finished model", "gwas": "association", "genes": "genes", "frequencies": "frequencies",
-         "survival": "survival", "glm": "regression", "describe": "table of persons"}  # fmt: skip
+         "survival": "survival", "glm": "generalised linear model", "describe": "table of persons"}  # fmt: skip
 
 
 def allowed(text: str) -> str:

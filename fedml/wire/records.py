@@ -70,7 +70,7 @@ class Phase(StrEnum):
     MEANS = "means"
     RESIDUALS = "residuals"
     ALONE = "alone"
-    REGRESSION = "regression"
+    REGRESSION = "glm"
     DESCRIPTION = "description"
 
 
@@ -143,9 +143,7 @@ def pack_array(values: npt.NDArray[Any]) -> Array:
     if values.dtype.kind not in _KINDS:
         raise ValueError(f"array of type {values.dtype} is not a plain number array")
     data = b"".join((_header(values.dtype.str, values.shape), values.data.cast("B") if values.size else b""))
-    out = Array.__new__(Array)  # its ``__init__`` spends as long on telling its ways to be called apart as a small model's layer takes
-    out.__dict__.update(dtype=_dtype_name(values.dtype), shape=values.shape, stype=_STYPE, data=data, _is_dirty=True)
-    return out
+    return Array(_dtype_name(values.dtype), values.shape, _STYPE, data)
 
 
 def unpack_array(array: Array) -> npt.NDArray[Any]:
@@ -155,7 +153,7 @@ def unpack_array(array: Array) -> npt.NDArray[Any]:
         ValueError: the bytes are not a numeric array of exactly the length that their header gives.
     """
     data = array.data
-    kept = array.__dict__.get(_VIEW)
+    kept = getattr(array, _VIEW, None)
     if kept is not None and kept[0] is data:
         return kept[1]  # type: ignore[no-any-return]
     if array.stype != _STYPE or len(data) < 12:
@@ -166,15 +164,15 @@ def unpack_array(array: Array) -> npt.NDArray[Any]:
     if len(data) - start != count * dtype.itemsize:
         raise ValueError(f"array has {len(data) - start} bytes, its header says {count * dtype.itemsize}")
     values = np.frombuffer(data, dtype=dtype, count=count, offset=start).reshape(shape)
-    array.__dict__[_VIEW] = data, values  # server and site check the same bytes several times
+    setattr(array, _VIEW, (data, values))  # server and site check the same bytes several times
     return values
 
 
 def pack(values: Mapping[str, Any]) -> ArrayRecord:
     """Arrays or CPU tensors by name as a record."""
-    out = ArrayRecord()
-    arrays = {str(key): pack_array(v.detach().numpy() if hasattr(v, "detach") else np.asarray(v)) for key, v in values.items()}
-    out.__dict__["_data"].update(arrays)  # by item Flower checks each again, and of a dictionary it makes another copy of each array
+    out = ArrayRecord()  # filled one by one: of a dictionary Flower makes another copy of each array
+    for key, value in values.items():
+        out[key] = pack_array(value.detach().numpy() if hasattr(value, "detach") else np.asarray(value))
     return out
 
 

@@ -35,7 +35,7 @@ def analyse_survival(study: Study, grid: Grid, run: Path) -> Path:
     """
     began = time.monotonic()
     work = begin(study, grid, run)
-    found: dict[str, Any] = {"unit": study.times.unit, "event": study.cohort.time_to_event.names[0]}
+    found: dict[str, Any] = {"unit": study.times.time_unit, "event": study.cohort.time_to_event.names[0]}
     edges = np.ones(len(study.times.edges), np.uint8)
     persons: dict[str, int] = {}
     if study.times.curves is not None:

@@ -44,7 +44,7 @@ NAMES = sorted(TASKS)
 PERSONS = 40
 CLASSES = (["no", "yes"], ["a", "b", "c"])
 LABELS = ["y", "z"]  # of a task with several
-TIMED, GRID = {"time": "t", "event": "e"}, {"unit": "days", "grid": "30 days", "until": 180, "horizons": [90, 180]}  # of a time
+TIMED, GRID = {"time": "t", "event": "e"}, {"time_unit": "days", "grid": "30 days", "until": 180, "horizons": [90, 180]}  # of a time
 RUNS = {name: "two_classes" if name == "classification" else name for name in NAMES}
 
 

@@ -30,7 +30,7 @@ from tests.report_runs import parsed, record_of
 GRID = [100.0, 250.0, 600.0]
 TIMED: dict[str, Any] = {
     "model__task": "survival", "cohort__target": {"time": "days", "event": "died"},
-    "survival": {"unit": "days", "grid": GRID, "horizons": [250, 600]},
+    "survival": {"time_unit": "days", "grid": GRID, "horizons": [250, 600]},
 }  # fmt: skip
 
 

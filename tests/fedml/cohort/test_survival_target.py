@@ -15,7 +15,7 @@ from fedml.study.study import Study, parse_study
 from fedml.tasks.survival_labels import time_labels, times_of
 from tests.conftest import make_study
 
-GRID = {"unit": "days", "grid": "30 days", "until": 120}
+GRID = {"time_unit": "days", "grid": "30 days", "until": 120}
 COMPETING = {"time": "t", "event": "e", "events": {"relapse": 2, "death": 1, "other": "x"}, "event_of_interest": "relapse"}
 
 
@@ -40,7 +40,7 @@ def test_times_are_rounded_up_to_the_grid_and_follow_up_ends_with_it() -> None:
 
 
 def test_a_decimal_step_has_its_own_multiples_as_edges() -> None:
-    study = study_of(grid="0.1 years", unit="years", until=3)
+    study = study_of(grid="0.1 years", time_unit="years", until=3)
     written = [f"{k / 10:.1f}" for k in range(1, 31)]
     assert times_of(read(study, t=written, e=["1"] * 30)).time.tolist() == list(range(30))
 
@@ -85,12 +85,12 @@ def test_a_table_that_cannot_be_right_is_one_sentence(t: list[str], e: list[str]
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
-        ({"survival": {"unit": "days", "grid": "30 days"}}, "[survival]: until is missing"),
+        ({"survival": {"time_unit": "days", "grid": "30 days"}}, "[survival]: until is missing"),
         ({"survival": {**GRID, "until": 100}}, 'until is 100, which is no multiple of the grid\'s step "30 days"; the next is 120'),
-        ({"survival": {**GRID, "grid": "4 weeks"}}, 'grid is "4 weeks" and unit "days"; write the grid in days'),
+        ({"survival": {**GRID, "grid": "4 weeks"}}, 'grid is "4 weeks" and time_unit "days"; write the grid in days'),
         ({"survival": {**GRID, "grid": "often"}}, 'grid is "often"; write a number and the unit, such as "30 days"'),
         ({"survival": {**GRID, "grid": "0.1 days"}}, "gives more than 500 intervals"),
-        ({"survival": {"unit": "days", "grid": [30, 20]}}, "grid is not ascending"),
+        ({"survival": {"time_unit": "days", "grid": [30, 20]}}, "grid is not ascending"),
         ({"survival": {**GRID, "horizons": [100]}}, "horizons lists 100, which is not on the grid; the nearest time is 90"),
         ({"survival": None}, "[survival] is missing"),
         ({"model__task": "classification"}, '[cohort] target must be one column with [model] task = "classification"'),

@@ -83,6 +83,7 @@ TOUCHED = {
     "flwr.superlink.grid.http_grid:pull_objects",
     "flwr.superlink.grid:http_grid",
     "flwr.superlink.routers.fleet.node_auth:bytes_to_public_key",
+    "flwr.superlink.routers.fleet.node_auth:run_in_threadpool",
     "flwr.superlink.routers.fleet.node_auth:verify_signature",
     "flwr.superlink.routers.fleet.router:router",
     "flwr.superlink.routers.fleet.router:router.routes",
@@ -91,6 +92,7 @@ TOUCHED = {
     "flwr.supernode.fleet_http_client:FleetHttpClient",
     "flwr.supernode.fleet_http_connection:FleetHttpClient",
     "flwr.supernode.fleet_http_connection:HEARTBEAT_DEFAULT_INTERVAL",
+    "flwr.supernode.main:create_app",
     "flwr.supernode.runtime.run_clientapp:pull_and_inflate_object_from_tree",
     "flwr.supernode.runtime.run_clientapp:pull_task_input",
     "flwr.supernode.runtime.run_clientapp:push_message",
@@ -102,6 +104,7 @@ TOUCHED = {
     "flwr.supernode.start_client_internal:pull_objects",
     "flwr.supernode.start_client_internal:time",
     "flwr.supernode:fleet_http_connection",
+    "flwr.supernode:main",
     "flwr.supernode:start_client_internal",
 }
 # What is called on objects of flwr, which no import shows: attributes, arguments by name, fields of messages.

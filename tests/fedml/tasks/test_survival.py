@@ -30,7 +30,7 @@ LAST = len(EDGES) - 1
 def study_of(kind: str = "discrete", **target: Any) -> Study:
     return make_study(
         model__task="survival", model__survival=kind, cohort__target={"time": "t", "event": "e", **target},
-        survival={"unit": "days", "grid": EDGES, "horizons": HORIZONS},
+        survival={"time_unit": "days", "grid": EDGES, "horizons": HORIZONS},
     )  # fmt: skip
 
 
