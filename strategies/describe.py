@@ -231,8 +231,8 @@ def _outcomes(study: Study) -> list[str]:
         ]
     if (plan := study.treatment) is not None:
         lines += [
-            f"            comparison of treatments (`fedml glm`) by {plan.column}: gradients and products of {', '.join(plan.covariates)} over all",
-            f"            persons, and of each treatment their sums and those of {study.cohort.outcome}, weighted by the propensity score",
+            f"            comparison of treatments (`fedml glm`) by {plan.column}: gradients and products of {', '.join(plan.covariates)}",
+            f"            over all persons, and of each treatment their sums and those of {study.cohort.outcome}, weighted by the score",
         ]
     if study.describe is not None:
         lines.append("            the table of persons (`fedml describe`): counts, sums, histograms of columns; small cells hidden")

@@ -31,7 +31,8 @@ CURVES, COX = 0, 1  # whose grid a request is about
 @dataclass(frozen=True, eq=False)
 class Persons:
     """``rows`` of the cohort; raw ``x`` (persons, C); ``levels`` (levels, persons): of categories and two-valued columns; ``groups``
-    (groups, persons), of a comparison of treatments control and treated; ``times`` of a study of survival, else ``y`` (persons,) and, of counts, ``offset`` (persons,)."""
+    (groups, persons), of a comparison of treatments control and treated; ``times`` of a study of survival, else ``y`` (persons,) and, of
+    counts, ``offset`` (persons,)."""
 
     rows: Ints
     x: Floats

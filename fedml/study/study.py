@@ -127,8 +127,8 @@ class Study(Section):
         """Own code is in ``[code]``, and what speaks against it; and what speaks against ``[frequencies]`` and analyses of outcomes."""
         lookup = frequencies_problems(self.frequencies, self.cohort, self.privacy, self.federation, association=self.gwas is not None)
         times = self.survival
-        asked = {"survival.curves": times and times.curves, "survival.cox": times and times.cox, "glm": self.glm, "treatment": self.treatment,
-                 "describe": self.describe}  # fmt: skip
+        asked: dict[str, Section | None] = {"survival.curves": times and times.curves, "survival.cox": times and times.cox}
+        asked |= {"glm": self.glm, "treatment": self.treatment, "describe": self.describe}
         variants = self.gwas is not None or self.frequencies is not None
         outcomes = outcome_problems(asked, self.cohort, self.privacy, self.federation, label=self.traits.label, variants=variants)
         for problem in (

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +27,33 @@ def confounded(folder: Path, drawn: Drawn, random: np.random.Generator) -> pd.Da
     pooled["arm"] = np.where(random.random(len(pooled)) < 1 / (1 + np.exp(-log_odds)), "B", "A")
     rewrite(folder, pooled)
     return pooled
+
+
+@pytest.mark.long
+def test_intervals_cover_the_true_effect_and_the_crude_ones_do_not(tmp_path: Path) -> None:
+    """200 federations of three sites with an effect of 0.5 in everyone, which is the effect in the treated too."""
+    drawn, estimands, found = Drawn(persons=(150, 100, 200)), ("ate", "att"), list[list[list[float]]]()
+    for number in range(200):
+        random, folder = np.random.default_rng([7, number]), tmp_path / str(number)
+        pooled = confounded(folder, replace(drawn, seed=number), random)
+        for site, own in pooled.groupby("site"):
+            path = folder / "sites" / f"s{site}" / "persons.csv"
+            mean = 0.5 * (own.arm == "B") + 0.05 * (own.age - 60) + 0.5 * (own.stage == "III") + 0.3 * site
+            pd.read_csv(path).assign(y=(mean + random.normal(size=len(own))).to_numpy()).to_csv(path, index=False)
+        rows = []
+        for estimand in estimands:
+            study = study_of(drawn, task="regression", target="y", treatment={**PLAN, "estimand": estimand})
+            result = run_job(study, folder, folder / estimand, "glm")["treatment"]
+            rows.append([result[kind][key] for kind in ("weighted", "crude") for key in ("estimate", "error", "lower", "upper")])
+        found.append(rows)
+        shutil.rmtree(folder)
+    results = np.array(found).transpose(1, 2, 0)  # (estimands, numbers, federations)
+    for estimand, (estimate, error, lower, upper, _, _, crude_lower, crude_upper) in zip(estimands, results, strict=True):
+        covered, crude = ((low <= 0.5) & (high >= 0.5) for low, high in ((lower, upper), (crude_lower, crude_upper)))
+        print(estimand, covered.mean(), crude.mean(), estimate.mean(), estimate.std(), error.mean())
+        assert covered.mean() >= 0.93  # conservative: above 0.97 is no fault
+        assert crude.mean() < 0.2
+        assert abs(estimate.mean() - 0.5) < 4 * estimate.std() / np.sqrt(len(estimate))
 
 
 def rewrite(folder: Path, pooled: pd.DataFrame) -> None:
