@@ -211,7 +211,6 @@ def test_other_levels_of_the_treatment_that_differ_by_few_are_refused(centre: Ce
     table = pd.read_csv(path)
     table["stage"] = np.where(np.arange(len(table)) % 2, "I", "II")
     table.loc[:2, "stage"] = "III"
-    table.loc[:2, "cell"] = np.nan
     table.to_csv(path, index=False)
     whole = comparison("whole")
     less = comparison("less", column="stage", levels=["I", "II"])

@@ -178,6 +178,10 @@ def test_a_covariate_that_separates_the_treatments_is_named(tmp_path: Path) -> N
     study = study_of(task="regression", target="y", treatment={**PLAN, "covariates": ["age", "cell"]})
     with pytest.raises(RunError, match=r"the propensity model cannot be estimated: .*cell=y separates"):
         run_job(study, tmp_path, tmp_path / "run", "glm")
+    rewrite(tmp_path, pooled.assign(arm=np.where(pooled.site == 1, "A", pooled.arm)))
+    study = study_of(task="regression", target="y", treatment=PLAN)
+    with pytest.raises(RunError, match=r"\(intercept\) s1 separates"):
+        run_job(study, tmp_path, tmp_path / "one", "glm")
 
 
 @pytest.mark.parametrize(
