@@ -229,6 +229,11 @@ def _outcomes(study: Study) -> list[str]:
             f"            regression (`fedml glm`) of {study.cohort.outcome} on {', '.join(study.glm.covariates)}: gradients and products",
             "            of covariates over all persons, and this site's own coefficients",
         ]
+    if (plan := study.treatment) is not None:
+        lines += [
+            f"            comparison of treatments (`fedml glm`) by {plan.column}: gradients and products of {', '.join(plan.covariates)}",
+            f"            over all persons, and of each treatment their sums and those of {study.cohort.outcome}, weighted by the score",
+        ]
     if study.describe is not None:
         lines.append("            the table of persons (`fedml describe`): counts, sums, histograms of columns; small cells hidden")
     if curves is not None or cox is not None:

@@ -28,6 +28,7 @@ _REPEATS = 18  # of the same analysis, which asks the same questions; with max_a
 MOST: dict[Phase, int] = {  # requests of an analysis
     Phase.GRID: 1000, Phase.TIMES: 1, Phase.MOMENTS: 1, Phase.HAZARD: cox.STEPS, Phase.SCORE: cox.STEPS + 2, Phase.MEANS: 1,
     Phase.RESIDUALS: 1, Phase.ALONE: 1, Phase.REGRESSION: glm.STEPS + 1, Phase.DESCRIPTION: 2,
+    Phase.WEIGHTED: 2,
 }  # fmt: skip
 
 
@@ -38,7 +39,7 @@ def check(state: Path, site: Site, request: Request, given: Mapping[str, Any], r
         return
     if request.round >= MOST[request.phase]:
         raise SiteError(Reason.ROUNDS, f"{request.phase} is requested {request.round + 1} times, an analysis needs {MOST[request.phase]}")
-    if request.phase in outcomes.OF_COX or request.phase is Phase.REGRESSION:
+    if request.phase in (*outcomes.OF_COX, Phase.REGRESSION, Phase.WEIGHTED):
         design = {name: hashlib.sha256(given[name].tobytes()).hexdigest() for name in ("edges", "centre", "scale") if name in given}
         pin(state, run, design, Reason.REPLAYED, "the design changed within the run")
     _count(state, request, given, site.manifest.policy.max_analyses, run)
@@ -48,7 +49,8 @@ def check(state: Path, site: Site, request: Request, given: Mapping[str, Any], r
         raise SiteError(
             Reason.TOO_FEW,
             f"exact values were released (study {near[1]}) about a group that differs by {near[0]} persons from those who have left by the "
-            f"end of an interval; subtraction would reveal them, so at least {smallest} (min_count) persons must differ",
+            f"end of an interval, or are left after trimming; subtraction would reveal them, so at least {smallest} (min_count) persons "
+            "must differ",
         )
     for persons in sets:
         released.note(state, persons, request.study.study.name)

@@ -31,7 +31,8 @@ CURVES, COX = 0, 1  # whose grid a request is about
 @dataclass(frozen=True, eq=False)
 class Persons:
     """``rows`` of the cohort; raw ``x`` (persons, C); ``levels`` (levels, persons): of categories and two-valued columns; ``groups``
-    (groups, persons); ``times`` of a study of survival, else ``y`` (persons,) and, of counts, ``offset`` (persons,)."""
+    (groups, persons), of a comparison of treatments control and treated; ``times`` of a study of survival, else ``y`` (persons,) and, of
+    counts, ``offset`` (persons,)."""
 
     rows: Ints
     x: Floats
@@ -72,6 +73,10 @@ def analysed(manifests: tuple[str, ...], study: Study) -> Persons:
         values = column_of(cohort, study, curves.groups)
         known = known & np.isfinite(values)
         groups = [values == code for code in range(len(outcome_forms.groups_of(study, "survival.curves")))]
+    if study.treatment is not None:
+        values = column_of(cohort, study, study.treatment.column)
+        groups = [values == code for code in outcome_forms.arms_of(study)]
+        known = known & np.any(groups, axis=0)
     labels = cohort.labels.reshape(len(cohort), -1)
     rows = np.flatnonzero(known & np.isfinite(labels).all(1))
     x = np.stack(design, 1)[rows] if design else np.zeros((len(rows), 0))

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from flwr.app import RecordDict
 
-from fedml.analytics import cox, glm, grid, outcome_forms
+from fedml.analytics import cox, glm, grid, outcome_forms, treatment
 from fedml.analytics.cox import Followed, Plan
 from fedml.clients.site.read import load_cohort
 from fedml.clients.work import describe
@@ -53,6 +53,9 @@ def analyse(request: Request, content: RecordDict) -> RecordDict:
             return _reply(_alone(request, people, given.get("edges")))
         case Phase.REGRESSION:
             return _reply(_regression(request, people, given))
+        case Phase.WEIGHTED:
+            z, weights = (people.x - given["centre"]) / given["scale"], _weights(request, people, given)
+            return _reply(treatment.site_sums(z, people.y, people.groups[1], weights, given["at"]))
     return _reply(_cox(request, people, given))
 
 
@@ -74,16 +77,50 @@ def check(request: Request, given: Mapping[str, Any]) -> None:
     if columns and persons < PER_COEFFICIENT * (columns + 1):
         raise SiteError(Reason.TOO_FEW, f"{persons} persons for {columns} columns of covariates; {PER_COEFFICIENT} for each are needed")
     if request.phase not in (Phase.GRID, Phase.TIMES):
-        kinds = people.times.event == 1 if people.times is not None else people.y > 0
-        binary = people.times is not None or request.study.traits.label == "classes"
+        kinds, binary = _kinds(request, people)
         masks = np.vstack([np.ones((1, persons), bool), people.levels])
         counts = np.stack([masks.sum(1), *([(masks & kinds).sum(1), (masks & ~kinds).sum(1)] if binary else [])])
         if ((counts > 0) & (counts < floor)).any():
             raise SiteError(Reason.TOO_FEW, f"a level of a covariate has fewer than {floor} persons (min_count), or so few of one outcome")
+    if request.phase is Phase.WEIGHTED:
+        _check_weights(people, _weights(request, people, given), floor)
     if "edges" in given and request.phase is not Phase.GRID:
         cells = cells_of(request, CURVES if request.phase is Phase.TIMES else COX)
         if not grid.possible(cells, given["edges"]):
             raise SiteError(Reason.TOO_FEW, "an interval of the grid would tell of few persons")
+
+
+def _kinds(request: Request, people: Persons) -> tuple[Any, bool]:
+    """(persons,) who has the event, or is treated; and whether the two kinds are told apart."""
+    if request.study.treatment is not None:
+        if request.study.traits.label == "classes":
+            cells = np.array([(mask & (people.y == value)).sum() for mask in people.groups for value in (0, 1)])
+            if ((cells > 0) & (cells < floor_of(request))).any():
+                raise SiteError(Reason.TOO_FEW, f"a treatment has fewer than {floor_of(request)} persons (min_count) of one outcome")
+        return people.groups[1], True
+    if people.times is not None:
+        return people.times.event == 1, True
+    return people.y > 0, request.study.traits.label == "classes"
+
+
+def _weights(request: Request, people: Persons, given: Mapping[str, Any]) -> Floats:
+    plan = request.study.treatment
+    assert plan is not None  # noqa: S101 - the form of the request was checked
+    eta = given["beta_one"][0] + (people.x - given["centre"]) / given["scale"] @ given["beta_one"][1:]
+    weights = treatment.weights_of(eta, people.groups[1], plan.estimand, plan.trim)
+    if not np.isfinite(weights).all():
+        raise SiteError(Reason.NON_FINITE, "at these coefficients a weight cannot be computed")
+    return weights
+
+
+def _check_weights(people: Persons, weights: Floats, floor: int) -> None:
+    for mask in people.groups:
+        own = weights[mask]
+        kept = int((own > 0).sum())
+        if 0 < kept < floor or 0 < len(own) - kept < floor:
+            raise SiteError(Reason.TOO_FEW, f"a treatment has fewer than {floor} persons (min_count) within, or beyond, [treatment] trim")
+        if floor > 1 and kept and effective_persons(own) < max(floor, _FEWEST_SHARE * kept):
+            raise SiteError(Reason.TOO_FEW, "at these coefficients the weighted sums would be about few persons")
 
 
 def _counts(request: Request, people: Persons, edges: Any) -> Any:
@@ -101,6 +138,8 @@ def _moments(request: Request, people: Persons) -> dict[str, Any]:
     event = people.times.event == 1 if people.times is not None else np.zeros(len(people.rows), bool)
     if request.study.traits.label == "classes":
         event = people.y == 1
+    if request.study.treatment is not None:
+        event = people.groups[1]
     total = int(people.y.sum()) if request.study.traits.label == "count" else int(event.sum())
     x = people.x
     moments = np.stack([np.full(x.shape[1], float(len(x))), x.sum(0), (x**2).sum(0), x[event].sum(0)])
@@ -176,12 +215,15 @@ def _alone(request: Request, people: Persons, edges: Any) -> dict[str, Any]:
 def _regression(request: Request, people: Persons, given: Mapping[str, Any]) -> dict[str, Any]:
     x = np.hstack([np.ones((len(people.rows), 1)), (people.x - given["centre"]) / given["scale"]])
     family, beta, floor = FAMILIES[request.study.traits.label], given["beta_one"], floor_of(request)
+    y, offset = people.y, people.offset
+    if request.study.treatment is not None:  # the propensity model
+        family, y, offset = "binomial", people.groups[1].astype(np.float64), None
     eta = x @ beta
     if floor > 1 and family == "binomial" and few_effective(eta, floor):
         raise SiteError(Reason.TOO_FEW, "at these coefficients the model's sums would be about few persons")
     if family == "poisson" and floor > 1 and effective_persons(np.exp(eta - eta.max())) < max(floor, _FEWEST_SHARE * len(eta)):
         raise SiteError(Reason.TOO_FEW, "at these coefficients the model's sums would be about few persons")
-    sums = glm.site_sums(x, people.y, beta, family, people.offset, robust=bool(given["robust"][0]))  # type: ignore[arg-type]
+    sums = glm.site_sums(x, y, beta, family, offset, robust=bool(given["robust"][0]))  # type: ignore[arg-type]
     return {
         "gradient": sums.gradient, "information": sums.information, "meat": sums.meat,
         "log_likelihood": np.array([sums.log_likelihood]), "squares": np.array([sums.squares]), "persons": np.array([sums.persons]),
@@ -201,7 +243,12 @@ def person_sets(request: Request) -> list[list[str]]:
 
 
 def leaving_sets(request: Request, given: Mapping[str, Any]) -> list[list[str]]:
-    """Ids of who has left by the end of each interval of a request's grid, in each group: the sets whose sizes the reply tells."""
+    """Ids of the sets about which the reply tells and which follow from the request: who has left by the end of each interval of its grid,
+    in each group; of a comparison of treatments, who is left after trimming."""
+    if request.phase is Phase.WEIGHTED:
+        people, cohort = analysed(request.manifests, request.study), load_cohort(request.manifests, request.study)
+        kept = _weights(request, people, given) > 0
+        return [[cohort.ids[row] for row in people.rows[mask & kept]] for mask in people.groups if (mask & kept).any()]
     if "edges" not in given or request.phase is Phase.GRID:
         return []
     people, cohort = analysed(request.manifests, request.study), load_cohort(request.manifests, request.study)

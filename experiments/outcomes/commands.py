@@ -40,13 +40,14 @@ def glm(
 ) -> None:
     """Linear, logistic or Poisson regression over the persons of all sites, and a meta-analysis of the sites next to it ([glm]).
 
-    Writes glm.tsv, meta.tsv, a forest plot, outcomes.json and a page (outcomes.html) to the run's folder.
+    With [treatment] instead: two treatments compared by weights from a propensity score. Writes glm.tsv, meta.tsv and a forest plot, or
+    treatment.tsv, balance.tsv and propensity.tsv; outcomes.json and a page (outcomes.html) to the run's folder.
 
     Example: fedml glm experiments/studies/heart_glm.toml --sites out/heart
     """
     study = load_study(study_file, changes, seed)
-    if study.glm is None:
-        raise InputError(f'{study_file}: has no [glm] section; add one, such as [glm] covariates = ["age", "sex"].')
+    if study.glm is None and study.treatment is None:
+        raise InputError(f'{study_file}: has no [glm] and no [treatment] section; add one, such as [glm] covariates = ["age", "sex"].')
     _run(study_file, study, where, "glm", as_json=as_json, track=track)
 
 
@@ -117,6 +118,16 @@ def _show(found: dict[str, Any], console: Console) -> None:
         console.print(table)
         if (test := found["curves"]["log_rank"]) is not None:
             console.print(f"log-rank: chi2 {_short(test['chi2'])}, {test['df']} df, p {_short(test['p'])}")
+    if "treatment" in found:
+        own = found["treatment"]
+        table = Table("difference", "estimate", "robust SE", "lower", "upper", "p", title=f"{own['measure']}, {own['estimand']}")
+        for name in ("crude", "weighted"):
+            table.add_row(name, *(_short(own[name][key]) for key in ("estimate", "error", "lower", "upper", "p")))
+        console.print(table)
+        worst = max((abs(row["smd_after"]) for row in own["balance"] if row["smd_after"] is not None), default=0.0)
+        console.print(f"largest standardised mean difference after weighting: {worst:.3f}")
+        if own["e_value"] is not None:
+            console.print(f"E-value {_short(own['e_value']['estimate'])}, of the limit {_short(own['e_value']['limit'])}")
     for name in ("cox", "glm"):
         if name in found:
             table = Table("covariate", "estimate", "SE", "p", "robust SE", "robust p")

@@ -15,6 +15,8 @@ covariates, K = 1 + C (the intercept first), R rows of the table, B bins and lev
     alone        -> edges, of survival                estimate, covariance, fitted
     regression   -> design, beta_one, robust          gradient_one, information_one, meat_one, log_likelihood, squares
     description  -> limits                            table, bins
+    weighted     -> design, beta_one, at              counts, columns, crude, arms (``fedml.analytics.treatment``); at: near the means
+                                                      of the outcome in both arms
 
 ``design``: centre and scale (C,) of the covariates.
 """
@@ -49,6 +51,7 @@ REQUEST: dict[Phase, Form] = {
     Phase.ALONE: _EDGES,
     Phase.REGRESSION: {**_DESIGN, "beta_one": ("float64", ("K",)), "robust": ("uint8", (1,))},
     Phase.DESCRIPTION: {"limits": ("float64", (2, "Q"))},
+    Phase.WEIGHTED: {**_DESIGN, "beta_one": ("float64", ("K",)), "at": ("float64", (2,))},
 }
 REPLY: dict[Phase, Form] = {
     Phase.GRID: {"end": ("int64", (1,)), "whole": ("uint8", (1,))},
@@ -64,10 +67,14 @@ REPLY: dict[Phase, Form] = {
         "log_likelihood": ("float64", (1,)), "squares": ("float64", (1,)), "persons": ("int64", (1,)),
     },
     Phase.DESCRIPTION: {"table": ("float64", ("G", "R")), "bins": ("int64", ("G", "Q", BINS))},
+    Phase.WEIGHTED: {
+        "counts": ("int64", (2, 2)), "columns": ("float64", (3, 2, "C")), "crude": ("float64", (2, 2)), "arms": ("float64", (2, 4)),
+    },
 }  # fmt: skip
 SECTIONS: dict[Phase, str] = {
     Phase.GRID: "survival", Phase.TIMES: "survival.curves", Phase.HAZARD: "survival.cox", Phase.SCORE: "survival.cox",
     Phase.MEANS: "survival.cox", Phase.RESIDUALS: "survival.cox", Phase.REGRESSION: "glm", Phase.DESCRIPTION: "describe",
+    Phase.WEIGHTED: "treatment",
 }  # fmt: skip
 
 
@@ -80,14 +87,16 @@ def section(study: Study, name: str) -> Any:
 
 
 def covariates(study: Study) -> tuple[str, ...]:
-    """The covariates of the study's regression; empty if it has none."""
-    model = section(study, "survival.cox") or study.glm
+    """The covariates of the study's regression, or of its propensity model; empty if it has none."""
+    model = section(study, "survival.cox") or study.glm or study.treatment
     return () if model is None else tuple(model.covariates)
 
 
 def check_section(study: Study, phase: Phase) -> None:
     """Raises ``SiteError`` if the study has not the section whose analysis has the step ``phase``."""
     name = SECTIONS.get(phase)
+    if study.treatment is not None and phase in (Phase.REGRESSION, Phase.ALONE):
+        name = "treatment" if phase is Phase.REGRESSION else "glm"  # the propensity model is a regression; no site fits its own
     lacking = not covariates(study) if name is None else section(study, name) is None
     if lacking:
         raise SiteError(Reason.UNDECLARED, f"the study has no [{name or 'survival.cox] or [glm'}]")
@@ -99,6 +108,15 @@ def groups_of(study: Study, name: str) -> tuple[Any, ...]:
     if own is None or own.groups is None or spec is None:
         return (None,)
     return tuple(spec.categories[own.groups])
+
+
+def arms_of(study: Study) -> tuple[int, int]:
+    """The codes of the two levels that ``[treatment]`` compares, the control first."""
+    plan, spec = study.treatment, study.cohort.clinical
+    assert plan is not None and spec is not None  # noqa: S101, PT018 - the study was checked
+    own = list(spec.categories[plan.column])
+    control, treated = (own.index(level) for level in plan.levels or own)
+    return control, treated
 
 
 def sizes(study: Study, phase: Phase, given: Mapping[str, Any]) -> dict[str, int]:

@@ -7,7 +7,7 @@ from typing import Any
 
 from fedml.errors import nearest
 from fedml.study.cohort_section import ClinicalColumns, Cohort
-from fedml.study.outcomes_section import FAMILIES
+from fedml.study.outcomes_section import FAMILIES, Treatment
 from fedml.study.sections import Federation, Privacy
 from fedml.study.task_traits import Label
 
@@ -50,6 +50,8 @@ def outcome_problems(
         yield '[glm] needs a number, two classes or a count as target; set [model] task = "regression", "classification" or "count"'
     if asked.get("glm") is not None and label == "classes" and len(cohort.classes) != 2:
         yield f"[glm] compares two classes, [cohort] classes lists {len(cohort.classes)}"
+    if (plan := asked.get("treatment")) is not None:
+        yield from _treatment_problems(plan, cohort, label, other=next((n for n in given if n not in ("treatment", "describe")), None))
     known = spec.columns if spec is not None else ()
     for name, section in asked.items():
         key = "columns" if name == "describe" else "covariates"
@@ -60,3 +62,26 @@ def outcome_problems(
         if groups is not None and (spec is None or groups not in spec.categories):
             categories = () if spec is None else spec.categories
             yield f'[{name}] groups is "{groups}", which [cohort.clinical] categories does not list{nearest(groups, categories)}'
+
+
+def _treatment_problems(plan: Treatment, cohort: Cohort, label: Label, *, other: str | None) -> Iterator[str]:
+    if other is not None:
+        yield f"[treatment] and [{other}] are not built in one study; give each its study"
+    if label not in ("number", "classes") or (label == "classes" and len(cohort.classes) != 2):
+        yield '[treatment] needs a number or two classes as target; set [model] task = "regression" or "classification"'
+    levels = {} if cohort.clinical is None else cohort.clinical.categories
+    own = levels.get(plan.column)
+    if own is None:
+        yield f'[treatment] column is "{plan.column}", which [cohort.clinical] categories does not list{nearest(plan.column, levels)}'
+        return
+    if len(plan.levels or own) != 2:
+        yield f"[treatment] levels must name two levels of {plan.column}, the control first; it has {', '.join(map(str, own))}"
+    for level in plan.levels:
+        if level not in own:
+            yield f'[treatment] levels names "{level}", which [cohort.clinical] categories does not list for {plan.column}'
+    if len(set(plan.levels)) < len(plan.levels):
+        yield "[treatment] levels names the same level twice"
+    if plan.column in plan.covariates:
+        yield f'[treatment] covariates names the treatment itself, "{plan.column}"; remove it'
+    if plan.trim and plan.estimand == "overlap":
+        yield '[treatment] trim is not built for estimand = "overlap", whose weights vanish where trimming cuts; remove trim'

@@ -1,5 +1,5 @@
-"""Analyses of outcomes over sites: survival curves and Cox regression (``[survival.curves]``, ``[survival.cox]``), regression (``[glm]``)
-and the table that describes the persons (``[describe]``)."""
+"""Analyses of outcomes over sites: survival curves and Cox regression (``[survival.curves]``, ``[survival.cox]``), regression (``[glm]``),
+comparison of treatments (``[treatment]``) and the table that describes the persons (``[describe]``)."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from fedml.study.section import Section
+from fedml.study.section import Code, Section
 
 Names = Annotated[tuple[str, ...], Field(max_length=100)]
 FAMILIES = {"number": "gaussian", "classes": "binomial", "count": "poisson"}  # label of a task -> family of its regression
@@ -49,6 +49,26 @@ class Glm(Section):
         description="columns of [cohort.clinical]; the first level of a category is the reference"
     )
     intercept: Literal["site", "one"] = Field(default="site", description="an intercept for each site, or one for all")
+    level: Annotated[float, Field(ge=0.5, lt=1)] = Field(default=0.95, description="level of confidence intervals")
+
+
+class Treatment(Section):
+    """``[treatment]``: comparison of two treatments by weights from a propensity score (``fedml glm``); the outcome is the target, a number
+    or two classes."""
+
+    column: str = Field(description="column of [cohort.clinical] categories with the treatments")
+    levels: Annotated[tuple[Code, ...], Field(max_length=2)] = Field(
+        default=(), description="the two levels that are compared, the control first; default: both levels of the column"
+    )
+    covariates: Annotated[Names, Field(min_length=1)] = Field(description="columns of [cohort.clinical] of the propensity model")
+    estimand: Literal["ate", "att", "overlap"] = Field(
+        default="ate",
+        description="ate: the effect in everyone (weights 1 / score); att: in the treated; overlap: in those who might get either",
+    )
+    trim: Annotated[float, Field(ge=0, lt=0.5)] = Field(
+        default=0.0, description="persons with a score below it or above 1 - it are left out; not built for overlap weights"
+    )
+    intercept: Literal["site", "one"] = Field(default="site", description="of the propensity model: one for each site, or one for all")
     level: Annotated[float, Field(ge=0.5, lt=1)] = Field(default=0.95, description="level of confidence intervals")
 
 

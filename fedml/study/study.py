@@ -25,7 +25,7 @@ from fedml.study.cohort_section import Cohort, target_problems
 from fedml.study.frequencies_section import Frequencies, frequencies_problems
 from fedml.study.gwas_section import Gwas
 from fedml.study.outcome_rules import outcome_problems
-from fedml.study.outcomes_section import Describe, Glm
+from fedml.study.outcomes_section import Describe, Glm, Treatment
 from fedml.study.own_names import code_problems
 from fedml.study.parameters import check_parameters
 from fedml.study.problems import first_problem
@@ -36,7 +36,8 @@ from fedml.study.task_traits import TRAITS, TaskTraits, either, traits_of
 from fedml.study.training_section import Training, training_problems
 
 Kind = TypeVar("Kind", bound=BaseModel)
-_LATER = ("code", "survival", "frequencies", "glm", "describe")  # sections that came later: the hash of a study without them is unchanged
+# Sections that came later: the hash of a study without them is unchanged.
+_LATER = ("code", "survival", "frequencies", "glm", "treatment", "describe")
 
 
 class Study(Section):
@@ -56,6 +57,7 @@ class Study(Section):
     survival: Survival | None = Field(default=None, description="grid of times and horizons of a target that is the time to an event")
     frequencies: Frequencies | None = Field(default=None, description="allele frequencies (fedml frequencies); default: none")
     glm: Glm | None = Field(default=None, description="regression of the target on clinical columns (fedml glm); default: none")
+    treatment: Treatment | None = Field(default=None, description="comparison of two treatments (fedml glm); default: none")
     describe: Describe | None = Field(default=None, description="table of the persons (fedml describe); default: none")
 
     @model_serializer(mode="wrap")
@@ -125,7 +127,8 @@ class Study(Section):
         """Own code is in ``[code]``, and what speaks against it; and what speaks against ``[frequencies]`` and analyses of outcomes."""
         lookup = frequencies_problems(self.frequencies, self.cohort, self.privacy, self.federation, association=self.gwas is not None)
         times = self.survival
-        asked = {"survival.curves": times and times.curves, "survival.cox": times and times.cox, "glm": self.glm, "describe": self.describe}
+        asked: dict[str, Section | None] = {"survival.curves": times and times.curves, "survival.cox": times and times.cox}
+        asked |= {"glm": self.glm, "treatment": self.treatment, "describe": self.describe}
         variants = self.gwas is not None or self.frequencies is not None
         outcomes = outcome_problems(asked, self.cohort, self.privacy, self.federation, label=self.traits.label, variants=variants)
         for problem in (

@@ -72,13 +72,14 @@ class Phase(StrEnum):
     ALONE = "alone"
     REGRESSION = "glm"
     DESCRIPTION = "description"
+    WEIGHTED = "weighted"
 
 
 # Phases of an analysis: sites send sums, no model is trained (``fedml.analytics.forms``).
 POLYGENIC = frozenset({Phase.FOLDS, Phase.BLOCKS, Phase.LEVEL, Phase.RIDGE})  # of a whole-genome regression
 OUTCOMES = frozenset({  # of an analysis of outcomes (``fedml.analytics.outcome_forms``)
     Phase.GRID, Phase.TIMES, Phase.MOMENTS, Phase.HAZARD, Phase.SCORE, Phase.MEANS, Phase.RESIDUALS, Phase.ALONE, Phase.REGRESSION,
-    Phase.DESCRIPTION,
+    Phase.DESCRIPTION, Phase.WEIGHTED,
 })  # fmt: skip
 ANALYSES = POLYGENIC | OUTCOMES | {
     Phase.GENOTYPES, Phase.COVARIATES, Phase.SUBSPACE, Phase.NULL, Phase.ASSOCIATION, Phase.FIT, Phase.GENES, Phase.FREQUENCIES,

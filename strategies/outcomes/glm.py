@@ -12,16 +12,15 @@ from flwr.serverapp import Grid
 from scipy.stats import norm
 
 from fedml.analytics import glm
-from fedml.errors import RunError
 from fedml.runs.log import OUTCOMES_JSON, OUTCOMES_PAGE, write_whole
-from fedml.strategies.agreement.step import BySite
 from fedml.strategies.gwas.intercepts import Intercepts
 from fedml.strategies.outcomes import page
 from fedml.strategies.outcomes.cox import alone, rows_of
+from fedml.strategies.outcomes.regression import newton, places_of, units
+from fedml.strategies.outcomes.treatment import compare_treatments
 from fedml.strategies.outcomes.work import Floats, Work, begin, finish, moments, plain
 from fedml.study.outcomes_section import FAMILIES
 from fedml.study.study import Study
-from fedml.wire.records import Phase
 
 
 def regress(study: Study, grid: Grid, run: Path) -> Path:
@@ -30,6 +29,8 @@ def regress(study: Study, grid: Grid, run: Path) -> Path:
     Raises:
         RunError: a site stopped answering, columns depend on each other, or there is no finite maximum.
     """
+    if study.treatment is not None:
+        return compare_treatments(study, grid, run)
     began = time.monotonic()
     work, plan = begin(study, grid, run), study.glm
     assert plan is not None  # noqa: S101 - the command has checked
@@ -62,28 +63,10 @@ def _fit(work: Work) -> dict[str, Any]:
     assert plan is not None  # noqa: S101
     design, replies = moments(work)
     each = plan.intercept == "site"
-    places = Intercepts(len(work.sites), 1 + len(work.names), each)
-    names = [*([f"(intercept) {site}" for site in work.sites] if each else ["(intercept)"]), *work.names]
-    last: list[Floats] = []
-
-    def asked(beta: Floats, robust: bool) -> glm.Sums:
-        own = BySite({site: beta[places.rows(at, places.columns)] for at, site in enumerate(work.sites)})
-        given = {**design, "beta_one": own, "robust": np.array([robust], np.uint8)}
-        sums = list(work.take(Phase.REGRESSION, given).values())
-        last[:] = [places.vector(s["gradient"], at) for at, s in enumerate(sums)]
-        return glm.Sums(
-            np.sum(last, axis=0), np.sum([places.matrix(s["information"], at) for at, s in enumerate(sums)], axis=0),
-            np.sum([places.matrix(s["meat"], at) for at, s in enumerate(sums)], axis=0),
-            float(sum(s["log_likelihood"][0] for s in sums)), float(sum(s["squares"][0] for s in sums)),
-            int(sum(s["persons"][0] for s in sums)),
-        )  # fmt: skip
-
-    try:
-        found = glm.solve(asked, family, names, _start(work, family, replies, places))  # type: ignore[arg-type]
-    except (ValueError, np.linalg.LinAlgError) as error:
-        raise RunError(f"the regression cannot be estimated: {error}.") from error
+    places, names = places_of(work, each=each)
+    found, last = newton(work, design, family, places, _start(work, family, replies, places))
     clustered = np.sum([np.outer(g, g) for g in last], axis=0)
-    turn = _units(places, design)
+    turn = units(places, design)
     beta = turn @ found.beta
     kinds = {"model": glm.variances(found), "robust": glm.variances(found, found.meat), "site": glm.variances(found, clustered)}
     if each:  # the scores of a site sum to 0 at its own intercept, and say nothing of clusters there
@@ -108,12 +91,3 @@ def _start(work: Work, family: str, replies: Any, places: Intercepts) -> Floats:
         events, persons = (sum(int(s[name][0]) for s in replies.values()) for name in ("events", "persons"))
         start[: places.width - places.columns + 1] = np.log(max(events, 1) / persons)
     return start
-
-
-def _units(places: Intercepts, design: dict[str, Any]) -> Floats:
-    """(width, width): coefficients of standardised covariates -> of covariates in their own units."""
-    turn = np.eye(places.width)
-    first = places.width - places.columns + 1
-    turn[first:, first:] = np.diag(1 / design["scale"])
-    turn[:first, first:] = -design["centre"] / design["scale"]
-    return turn

@@ -251,6 +251,10 @@ def summary(found: Mapping[str, Any]) -> dict[str, Any]:
         }  # fmt: skip
     if "cox" in found:
         out["cox"] = {k: found["cox"][k] for k in ("grid", "coefficients", "persons", "events", "log_likelihood", "proportional")}
+    if "treatment" in found:
+        own = found["treatment"]
+        kept = ("estimand", "measure", "arms", "crude", "weighted", "ratio", "e_value", "balance", "propensity")
+        out["treatment"] = {k: own[k] for k in kept}
     if "glm" in found:
         out["glm"] = {k: found["glm"][k] for k in ("family", "coefficients", "persons", "log_likelihood")}
     return out

@@ -153,3 +153,68 @@ def test_noised_analyses_are_refused_with_the_reason() -> None:
         study_of(
             DRAWN, curves={}, privacy={"unit": "site", "noise_multiplier": 1.0, "clipping_norm": 1.0, "delta": 1e-5, "statistics": "stated"}
         )
+
+
+TREATMENT = {"column": "arm", "covariates": ["age", "sex"], "intercept": "one"}
+
+
+def weighted(beta: list[float], **more: Any) -> dict[str, Any]:
+    return {"centre": np.array([60.0, 0.5]), "scale": np.array([10.0, 0.5]), "beta_one": np.array(beta), "at": np.zeros(2), **more}
+
+
+def comparison(name: str, **changes: Any) -> Study:
+    return study_of(DRAWN, name=name, task="regression", target="y", treatment={**TREATMENT, **changes})
+
+
+def test_weights_that_single_out_persons_are_refused(centre: Centre) -> None:
+    own = comparison("arms")
+    approve(centre.state, own, "Dr. Test")
+    assert ask(centre, "weighted", 0, 1, own, **weighted([0.0, 0.1, 0.0])) == ""
+    counts = centre.answered[-1][1]["analysis/counts"]
+    assert counts.min() >= 5
+    assert ask(centre, "weighted", 1, 1, own, **weighted([0.0, 40.0, 0.0])) == "too-few-persons"
+    assert ask(centre, "weighted", 1, 1, own, **weighted([0.0, 1e5, 0.0])) == "non-finite"
+    assert ask(centre, "weighted", 1, 1, own, **weighted([0.0, 0.1, 0.0], scale=np.ones(2))) == "replayed"
+    assert ask(centre, "weighted", 2, 1, own, **weighted([0.0, 0.2, 0.0])) == "rounds-beyond-policy"
+    assert ask(centre, "alone", 0, 1, own) == "undeclared-record"
+    assert ask(centre, "times", 0, 1, own) == "undeclared-record"
+    refused = ""
+    for number in range(8):
+        refused = refused or ask(centre, "weighted", number % 2, 2 + number // 2, own, **weighted([0.0, 0.01 * number, 0.0]))
+    assert refused == "replayed"  # max_analyses = 2
+    assert len([p for p, _ in centre.answered if p == "weighted"]) == 4
+
+
+def test_trimming_that_differs_by_few_persons_is_refused(centre: Centre) -> None:
+    """The difference of two trimmed sums would be those between the two bounds; few beyond one are refused too."""
+    table = pd.read_csv(centre.folder / "clinical.csv")
+    eta = (table.age - 60) / 10
+    score = 1 / (1 + np.exp(-eta))
+    outside = {
+        trim: [int(((score < trim) | (score > 1 - trim))[table.arm == arm].sum()) for arm in "AB"] for trim in np.arange(0.05, 0.3, 0.005)
+    }
+    fair = [trim for trim, counts in outside.items() if min(counts) >= 5]
+    one = fair[3]
+    two = next(t for t in fair if t > one and any(0 < b - a < 5 for a, b in zip(outside[one], outside[t], strict=True)))
+    few = next(t for t, counts in outside.items() if 0 < min(counts) < 5)
+    given = weighted([0.0, 1.0, 0.0])
+    for run, (trim, expected) in enumerate(((one, ""), (two, "too-few-persons"), (few, "too-few-persons")), 1):
+        own = comparison(f"trim{run}", trim=float(trim))
+        approve(centre.state, own, "Dr. Test")
+        assert ask(centre, "weighted", 0, run, own, **given) == expected, trim
+        centre.restart()
+
+
+def test_other_levels_of_the_treatment_that_differ_by_few_are_refused(centre: Centre) -> None:
+    """Two studies of the same table, the second without a stage of three persons."""
+    path = centre.folder / "clinical.csv"
+    table = pd.read_csv(path)
+    table["stage"] = np.where(np.arange(len(table)) % 2, "I", "II")
+    table.loc[:2, "stage"] = "III"
+    table.to_csv(path, index=False)
+    whole = comparison("whole")
+    less = comparison("less", column="stage", levels=["I", "II"])
+    for own in (whole, less):
+        approve(centre.state, own, "Dr. Test")
+    assert ask(centre, "weighted", 0, 1, whole, **weighted([0.0, 0.1, 0.0])) == ""
+    assert ask(centre, "weighted", 0, 2, less, **weighted([0.0, 0.1, 0.0])) == "too-few-persons"

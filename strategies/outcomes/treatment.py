@@ -1,0 +1,135 @@
+"""The server's part of a comparison of treatments: the propensity model over the sites, balance, and the weighted difference.
+
+Each site computes its persons' weights from the final coefficients; only sums over each treatment come back.
+"""
+
+from __future__ import annotations
+
+import html
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from flwr.serverapp import Grid
+
+from fedml.analytics import glm, outcome_forms, treatment
+from fedml.errors import RunError
+from fedml.runs.log import OUTCOMES_JSON, OUTCOMES_PAGE, write_whole
+from fedml.strategies.agreement.step import Arrays
+from fedml.strategies.outcomes import page
+from fedml.strategies.outcomes.cox import rows_of
+from fedml.strategies.outcomes.regression import at_sites, newton, places_of, units
+from fedml.strategies.outcomes.work import Work, begin, finish, moments, plain
+from fedml.study.study import Study
+from fedml.wire.records import Phase
+
+OF = {"ate": "everyone", "att": "the treated", "overlap": "those who might get either treatment"}
+
+
+def compare_treatments(study: Study, grid: Grid, run: Path) -> Path:
+    """Runs the comparison and writes its tables to the folder ``run``; returns the path of all results.
+
+    Raises:
+        RunError: a site stopped answering, the propensity model has no finite maximum, or nobody of a treatment is left.
+    """
+    began = time.monotonic()
+    work = begin(study, grid, run)
+    found = plain({"treatment": _compare(work)})
+    write_whole(run / OUTCOMES_JSON, (json.dumps(found, indent=1, allow_nan=False) + "\n").encode())
+    page.write_page(run / OUTCOMES_PAGE, study, _parts(run, study, found["treatment"]))
+    finish(work, "glm", found["treatment"]["sites"], time.monotonic() - began, page.summary(found))
+    return run / OUTCOMES_JSON
+
+
+def _compare(work: Work) -> dict[str, Any]:
+    plan, study = work.study.treatment, work.study
+    assert plan is not None  # noqa: S101 - the command has checked
+    design, replies = moments(work)
+    persons, treated = (sum(int(s[name][0]) for s in replies.values()) for name in ("persons", "events"))
+    control, label = (_level(study, code) for code in outcome_forms.arms_of(study))
+    for count, level in ((persons - treated, control), (treated, label)):
+        if count == 0:
+            raise RunError(f"no person of any site has {level}; correct [treatment] levels.")
+    places, names = places_of(work, each=plan.intercept == "site")
+    fitted, _ = newton(work, design, "binomial", places, np.zeros(places.width), "the propensity model")
+    asked = {**design, "beta_one": at_sites(work, places, fitted.beta)}
+
+    def sums(at: Any) -> Arrays:
+        each = list(work.take(Phase.WEIGHTED, {**asked, "at": at}).values())
+        total: Arrays = {name: np.sum([s[name] for s in each], axis=0) for name in each[0]}
+        if (total["counts"][:, 1] == 0).any() or not (total["arms"][:, 0] > 0).all():
+            raise RunError("nobody of a treatment is left within [treatment] trim; choose a smaller one.")
+        return total
+
+    at = treatment.arms_of(sums(np.zeros(2)), np.zeros(2)).mean  # asked again about the means, or a large mean would cost digits
+    total = sums(at)
+    arms = treatment.arms_of(total, at)
+    turn = units(places, design)
+    rows = rows_of(names, turn @ fitted.beta, {"model": turn @ glm.variances(fitted) @ turn.T}, plan.level)
+    binary, counts, weights = study.traits.label == "classes", total["counts"], total["arms"]
+    balance = treatment.balance(total, design["centre"], design["scale"])
+    return {
+        "outcome": str(study.cohort.outcome), "column": plan.column, "estimand": plan.estimand, "trim": plan.trim, "level": plan.level,
+        "propensity": rows, "balance": [{"column": name, **row} for name, row in zip(work.names, balance, strict=True)],
+        "arms": [
+            {"level": level, "persons": int(counts[k, 0]), "trimmed": int(counts[k, 0] - counts[k, 1]),
+             "effective": float(weights[k, 0] ** 2 / weights[k, 1]), "crude_mean": arms.crude[k], "mean": arms.mean[k],
+             "error": float(np.sqrt(arms.variance[k]))}
+            for k, level in enumerate((control, label))
+        ],
+        "measure": "risk" if binary else "mean", **treatment.effects(arms, plan.level, binary=binary), "steps": fitted.steps,
+        "sites": {site: int(s["persons"][0]) for site, s in replies.items()},
+        "treated": {site: int(s["events"][0]) for site, s in replies.items()},
+    }  # fmt: skip
+
+
+def _level(study: Study, code: int) -> str:
+    plan, spec = study.treatment, study.cohort.clinical
+    assert plan is not None and spec is not None  # noqa: S101, PT018 - the study was checked
+    return f"{plan.column}={spec.categories[plan.column][code]}"
+
+
+def _parts(run: Path, study: Study, found: dict[str, Any]) -> list[str]:
+    """``propensity.tsv``, ``balance.tsv``, ``treatment.tsv`` and the parts of the page."""
+    page.write_coefficients(run / "propensity.tsv", found["propensity"])
+    fields = [f"{who}_{when}" for when in ("before", "after") for who in ("control", "treated", "smd")]
+    page.write_table(run / "balance.tsv", ["column", *fields], [[r["column"], *(r[f] for f in fields)] for r in found["balance"]])
+    (control, treated), measure = (arm["level"] for arm in found["arms"]), found["measure"]
+    effects = [(f"{measure} difference, crude", found["crude"]), (f"{measure} difference, weighted", found["weighted"])]
+    ratio, e_value = found["ratio"], found["e_value"]
+    if ratio is not None:
+        name = "risk ratio, weighted" if measure == "risk" else "risk ratio, approximate (0.91 x standardised difference)"
+        effects.append((name, {**ratio, "error": None}))
+    rows: page.Rows = [[name, *(one[key] for key in ("estimate", "error", "lower", "upper", "p"))] for name, one in effects]
+    if e_value is not None:
+        rows += [["E-value of the ratio", e_value["estimate"], *[None] * 4],
+                 ["E-value of its limit", e_value["limit"], *[None] * 4]]  # fmt: skip
+    heads = ["effect", "estimate", "robust SE", "lower", "upper", "p"]
+    page.write_table(run / "treatment.tsv", ["effect", "estimate", "robust_error", "lower", "upper", "p"], rows)
+    trimmed = f" Left out by their score, below {found['trim']:g} or above {1 - found['trim']:g}: see the table." if found["trim"] else ""
+    text = (
+        f"{found['outcome']} of {treated} less {control}, in {OF[found['estimand']]} ({found['estimand'].upper()} weights), "
+        f"{sum(found['sites'].values())} persons.{trimmed} Standard errors are robust (HC0) and treat the propensity score as known"
+        f"{'; in large samples that is conservative' if found['estimand'] == 'ate' else ''}. The comparison is of treatments alone "
+        f"only if every common cause of treatment and outcome is in the propensity model: {', '.join(_covariates(study))}."
+    )
+    arms: page.Rows = [[a["level"], a["persons"], a["trimmed"], page.number(a["effective"]), page.number(a["crude_mean"]),
+                        f"{page.number(a['mean'])} ({page.number(a['error'], 3)})"] for a in found["arms"]]  # fmt: skip
+    balance: page.Rows = [[r["column"], *(page.number(r[f], 3) for f in fields)] for r in found["balance"]]
+    shown = [f"{who}, {when}" for when in ("before", "weighted") for who in (control, treated, "SMD")]
+    model: page.Rows = [[r["term"], page.number(r["estimate"]), page.number(r["model"]["error"], 3), page.p_value(r["model"]["p"])]
+                        for r in found["propensity"]]  # fmt: skip
+    return [
+        f"<p>{html.escape(text)}</p>",
+        page.html_table(heads, [[r[0], *(page.number(v) for v in r[1:5]), page.p_value(r[5])] for r in rows], "Effect"),
+        page.html_table(["treatment", "persons", "left out", "effective persons", f"crude {measure}", f"weighted {measure} (SE)"], arms,
+                        "Treatments"),
+        page.html_table(["column", *shown], balance, "Balance"),
+        page.html_table(["term", "log odds ratio", "SE", "p"], model, "Propensity model"),
+    ]  # fmt: skip
+
+
+def _covariates(study: Study) -> tuple[str, ...]:
+    return outcome_forms.covariates(study)
