@@ -254,7 +254,7 @@ async def _arrives(arrived: asyncio.Event, receive: Receive, seconds: float) -> 
     waits = [asyncio.ensure_future(arrived.wait()), asyncio.ensure_future(receive())]
     try:
         done, _ = await asyncio.wait(waits, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
-        return waits[0] in done
+        return waits[0] in done and waits[1] not in done  # a message that is given to a connection that has ended is lost
     finally:
         for wait in waits:
             wait.cancel()
