@@ -17,7 +17,7 @@ from fedml.clients.gate.pins import pin
 from fedml.clients.site import released
 from fedml.clients.site.manifest import Site
 from fedml.clients.work import outcomes
-from fedml.clients.work.outcome_people import floor_of
+from fedml.clients.work.outcome_people import cells_of, floor_of
 from fedml.clients.work.request import Request
 from fedml.errors import Reason, SiteError
 from fedml.runs.log import write_whole
@@ -104,4 +104,4 @@ def _follow(chains: dict[str, list[int]], request: Request, given: Mapping[str, 
         follows = least > before and (least >= end if start == last else start == end)
     if not follows:
         raise SiteError(Reason.REPLAYED, "a question about the grid follows the answer to the last one")
-    chains[run] = [model, start, least, grid.next_end(outcomes.cells_of(request, model), given["edges"], start, least)]
+    chains[run] = [model, start, least, grid.next_end(cells_of(request, model), given["edges"], start, least)]
