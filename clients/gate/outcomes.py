@@ -12,12 +12,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from fedml.analytics import cox, glm
+from fedml.analytics import cox, glm, grid
 from fedml.clients.gate.pins import pin
 from fedml.clients.site import released
 from fedml.clients.site.manifest import Site
 from fedml.clients.work import outcomes
-from fedml.clients.work.outcome_people import floor_of
+from fedml.clients.work.outcome_people import cells_of, floor_of
 from fedml.clients.work.request import Request
 from fedml.errors import Reason, SiteError
 from fedml.runs.log import write_whole
@@ -58,31 +58,52 @@ def check(state: Path, site: Site, request: Request, given: Mapping[str, Any], r
 
 def _count(state: Path, request: Request, given: Mapping[str, Any], most: int, run: str) -> None:
     """Counts different requests of a study: with enough of them, sums about persons could be solved for. The same request tells nothing
-    new, so a run may be repeated. Questions about the grid go forward, so that a run learns one chain of ends."""
+    new, so a run may be repeated. Questions about the grid follow each other, so that a run learns one chain of ends."""
     path = state / FILE
     try:
         known: dict[str, Any] = json.loads(path.read_text())
     except FileNotFoundError:
         known = {}
     if request.phase is Phase.GRID:
-        place, chains = (
-            [int(given["model"][0]), *given["from"].tolist()],
-            known.setdefault(request.study.sha256, {}).setdefault("chains", {}),
-        )
-        if run in chains and place <= chains[run]:
-            raise SiteError(Reason.REPLAYED, "the grid is asked about again from an earlier time")
-        if run not in chains and len(chains) >= most + _REPEATS:
-            raise SiteError(Reason.REPLAYED, f"the grid was agreed on in {len(chains)} runs")
-        chains[run] = place
+        own = known.setdefault(request.study.sha256, {})
+        _follow(own.setdefault("chains", {}), request, given, most, run)
+        model, grids = int(given["model"][0]), own.setdefault("grids", [])
+        if (begun := [model, hashlib.sha256(given["edges"].tobytes()).hexdigest()[:32]]) not in grids:
+            if sum(other[0] == model for other in grids) >= most:
+                raise SiteError(Reason.REPLAYED, "the grid is asked about from more beginnings than [policy] max_analyses allows")
+            grids.append(begun)
         write_whole(path, json.dumps(known).encode())
         return
+    if request.phase is Phase.DESCRIPTION:
+        if not given["limits"].any():
+            return
+        most = 1  # histograms between two limits tell how many are between them, however few
     digest = hashlib.sha256(b"".join(name.encode() + b"\0" + given[name].tobytes() for name in sorted(given))).hexdigest()[:32]
     asked = known.setdefault(request.study.sha256, {}).setdefault(str(request.phase), [])
     if digest in asked:
         return
-    if len(asked) >= MOST[request.phase] * most:
+    if len(asked) >= (1 if request.phase is Phase.DESCRIPTION else MOST[request.phase] * most):
         raise SiteError(
             Reason.REPLAYED, f"{request.phase} was requested with {len(asked)} different contents, as many as [policy] max_analyses allows"
         )
     asked.append(digest)
     write_whole(path, json.dumps(known).encode())
+
+
+def _follow(chains: dict[str, list[int]], request: Request, given: Mapping[str, Any], most: int, run: str) -> None:
+    """Raises ``SiteError`` unless a question about the grid follows the run's last one: about the same interval from the end on that was
+    answered, or about the next interval, which begins at that end. Questions about starts of a centre's choice would tell when each person
+    leaves. A chain is the model, the start, the least end, and the end that is answered."""
+    model, (start, least) = int(given["model"][0]), given["from"].tolist()
+    if run not in chains:
+        if len(chains) >= most + _REPEATS:
+            raise SiteError(Reason.REPLAYED, f"the grid was agreed on in {len(chains)} runs")
+        follows = start == -1
+    elif chains[run][0] != model:
+        follows = chains[run][0] < model and start == -1
+    else:
+        _, last, before, end = chains[run]
+        follows = least > before and (least >= end if start == last else start == end)
+    if not follows:
+        raise SiteError(Reason.REPLAYED, "a question about the grid follows the answer to the last one")
+    chains[run] = [model, start, least, grid.next_end(cells_of(request, model), given["edges"], start, least)]

@@ -1,7 +1,8 @@
 """The site's part of the table of persons: counts, sums and histograms of each group, with small cells hidden.
 
 A hidden count is -1; its column's sums are 0. Of a category, further levels are hidden until the hidden persons are enough, because the
-total would tell a single one. Of a number with 1 to ``min_count`` - 1 missing values, or as few known ones, nothing is told.
+total would tell a single one. Of a number with 1 to ``min_count`` - 1 missing values, or as few known ones, nothing is told; nor of one
+with few values of which one is as rare.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import numpy.typing as npt
 from fedml.analytics import outcome_forms
 from fedml.analytics.outcome_forms import BINS
 from fedml.clients.site.read import load_cohort
-from fedml.clients.work.outcome_people import column_of
+from fedml.clients.work.outcome_people import FEW_VALUES, column_of
 from fedml.clients.work.request import Request
 from fedml.errors import Reason, SiteError
 
@@ -62,7 +63,7 @@ def answer(request: Request, given: Mapping[str, Any], floor: int) -> dict[str, 
         for at, name in enumerate(numbers):
             values = column_of(cohort, study, name)[mask]
             known = values[np.isfinite(values)]
-            if 0 < len(known) < floor or 0 < persons - len(known) < floor:
+            if 0 < len(known) < floor or 0 < persons - len(known) < floor or few_of_a_value(known, floor):
                 row += [HIDDEN, 0.0, 0.0]
                 continue
             row += [float(len(known)), float(known.sum()), float((known**2).sum())]
@@ -74,6 +75,12 @@ def answer(request: Request, given: Mapping[str, Any], floor: int) -> dict[str, 
         table.append(row)
         bins.append(counted)
     return {"table": np.array(table), "bins": np.stack(bins)}
+
+
+def few_of_a_value(known: Floats, floor: int) -> bool:
+    """Whether the count, the sum and the sum of squares of ``known`` tell how many persons have each value, and one of these is small."""
+    counts = np.unique(known, return_counts=True)[1]
+    return len(counts) <= FEW_VALUES and bool((counts < floor).any())
 
 
 def hide(counts: Floats, floor: int) -> Floats:

@@ -26,11 +26,14 @@ Floats = npt.NDArray[np.float64]
 Bools = npt.NDArray[np.bool_]
 Ints = npt.NDArray[np.int64]
 CURVES, COX = 0, 1  # whose grid a request is about
+# A number with at most so many values is held to what holds for levels: sums of its powers, of which a regression sends four, are solved
+# for how many persons have each value.
+FEW_VALUES = 5
 
 
 @dataclass(frozen=True, eq=False)
 class Persons:
-    """``rows`` of the cohort; raw ``x`` (persons, C); ``levels`` (levels, persons): of categories and two-valued columns; ``groups``
+    """``rows`` of the cohort; raw ``x`` (persons, C); ``levels`` (levels, persons): of categories and columns of few values; ``groups``
     (groups, persons), of a comparison of treatments control and treated; ``times`` of a study of survival, else ``y`` (persons,) and, of
     counts, ``offset`` (persons,)."""
 
@@ -66,7 +69,7 @@ def analysed(manifests: tuple[str, ...], study: Study) -> Persons:
             design += [(values == code).astype(np.float64) for code in range(1, len(spec.categories[name]))]
         else:
             design.append(values)
-        if category or len(own) <= 2:
+        if category or len(own) <= FEW_VALUES:
             masks += [values == code for code in own]
     groups = [everyone]
     if (curves := outcome_forms.section(study, "survival.curves")) is not None and curves.groups is not None:

@@ -78,10 +78,16 @@ def check(request: Request, given: Mapping[str, Any]) -> None:
         raise SiteError(Reason.TOO_FEW, f"{persons} persons for {columns} columns of covariates; {PER_COEFFICIENT} for each are needed")
     if request.phase not in (Phase.GRID, Phase.TIMES):
         kinds, binary = _kinds(request, people)
-        masks = np.vstack([np.ones((1, persons), bool), people.levels])
-        counts = np.stack([masks.sum(1), *([(masks & kinds).sum(1), (masks & ~kinds).sum(1)] if binary else [])])
-        if ((counts > 0) & (counts < floor)).any():
-            raise SiteError(Reason.TOO_FEW, f"a level of a covariate has fewer than {floor} persons (min_count), or so few of one outcome")
+        # Sums of products of two columns tell how many have a level of both, and the same sums of residuals who of them has the outcome.
+        masks = np.vstack([np.ones((1, persons), bool), people.levels]).astype(np.int64)
+        for kind in [np.ones(persons, bool), *([kinds, ~kinds] if binary else [])]:
+            counts = (masks * kind) @ masks.T
+            if ((counts > 0) & (counts < floor)).any():
+                raise SiteError(
+                    Reason.TOO_FEW,
+                    f"a level of a covariate, or of two covariates together, has fewer than {floor} persons (min_count), or so few of one "
+                    "outcome; merge levels, or leave a covariate out",
+                )
     if request.phase is Phase.WEIGHTED:
         _check_weights(people, _weights(request, people, given), floor)
     if "edges" in given and request.phase is not Phase.GRID:
@@ -243,8 +249,9 @@ def person_sets(request: Request) -> list[list[str]]:
 
 
 def leaving_sets(request: Request, given: Mapping[str, Any]) -> list[list[str]]:
-    """Ids of the sets about which the reply tells and which follow from the request: who has left by the end of each interval of its grid,
-    in each group; of a comparison of treatments, who is left after trimming."""
+    """Ids of the sets about which the reply tells and which follow from the request: who has left, and who
+    has had each event, by the end of each interval of its grid, in each group; of a comparison of treatments, who is left after
+    trimming."""
     if request.phase is Phase.WEIGHTED:
         people, cohort = analysed(request.manifests, request.study), load_cohort(request.manifests, request.study)
         kept = _weights(request, people, given) > 0
@@ -255,8 +262,12 @@ def leaving_sets(request: Request, given: Mapping[str, Any]) -> list[list[str]]:
     assert people.times is not None  # noqa: S101
     at, groups = grid.places(given["edges"]), people.groups if request.phase is Phase.TIMES else np.ones((1, len(people.rows)), bool)
     place = at[people.times.time]
-    sets = [people.rows[mask & (place <= k)] for mask in groups for k in range(int(given["edges"].sum()) - 1)]
-    return [[cohort.ids[row] for row in rows] for rows in sets if len(rows)]
+    codes = range(1, len(request.study.cohort.time_to_event.codes)) if request.phase is Phase.TIMES else (1,)
+    kinds = {"": np.ones(len(people.rows), bool)} | {f"event {code} of ": people.times.event == code for code in codes}
+    ends = range(int(given["edges"].sum()) - 1)
+    # Who has an event is compared with who has the same event: the name before an id makes it another person to the comparison.
+    sets = [(kind, people.rows[mask & has & (place <= k)]) for mask in groups for kind, has in kinds.items() for k in ends]
+    return [[f"{kind}{cohort.ids[row]}" for row in rows] for kind, rows in sets if len(rows)]
 
 
 def persons(request: Request) -> list[str]:

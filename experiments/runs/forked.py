@@ -22,7 +22,7 @@ from typing import NoReturn
 from fedml import quiet
 
 _NOT_BEFORE = ("torch", "pyarrow", "grpc", "ray", "mlflow", "IPython")  # start threads, or hold locks, that a copy would not have
-_MOST_FILES, _POLL_SECONDS, _BLOCK = 256, 0.01, 1 << 16
+_POLL_SECONDS, _BLOCK = 0.01, 1 << 16
 
 
 def may_fork() -> bool:
@@ -94,10 +94,12 @@ def _become(module: str, pipes: list[int]) -> NoReturn:
         os.setsid()  # the keyboard stops the run, not its record
         for number, descriptor in enumerate(pipes):
             os.dup2(descriptor, number)
-        os.closerange(3, _MOST_FILES)
+        os.closerange(3, os.sysconf("SC_OPEN_MAX"))  # with the ends of its own pipes, which it would wait for
         quiet.forked()
         logging.getLogger().handlers.clear()
         sys.stdin, sys.stdout, sys.stderr = (os.fdopen(n, "r" if n == 0 else "w", encoding="utf-8", closefd=False) for n in range(3))
         importlib.import_module(module).main()
+    except Exception as error:  # such as of the import: ``main`` says its own
+        print(f"error: {quiet.told(error)}", file=sys.stderr, flush=True)
     finally:
         os._exit(1)  # ``main`` exits by itself

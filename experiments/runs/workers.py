@@ -86,7 +86,7 @@ class _Process:
                 self._answer(asked, *frame)
         except (OSError, ValueError) as error:
             log.error("a process of the local engine ended (%s, code %s); its sites do not answer", error, self.process.poll())
-            self._give_up(item if "item" in locals() else None)
+            self._give_up(item if "item" in locals() else self.asked.get())  # it may end before it is asked anything
 
     def _answer(self, asked: _Asked, head: dict[str, Any], parts: list[bytes]) -> None:
         if "reason" in head:

@@ -118,7 +118,9 @@ def quantile(curve: Curve, times: Floats, share: float) -> tuple[float, float, f
 
 
 def restricted_mean(table: LifeTable, times: Floats, horizon: float) -> tuple[float, float]:
-    """The mean time without an event up to ``horizon``, and its standard error (Klein and Moeschberger 2003, section 4.5)."""
+    """Mean time without an event up to ``horizon``, and its standard error (Klein and Moeschberger 2003, section 4.5); of nobody nan."""
+    if not table.at_risk.any():
+        return float("nan"), float("nan")
     ends = np.minimum(times, horizon)
     widths = np.diff(ends, prepend=0.0)
     survival = np.cumprod(1 - _shares(table.events, table.at_risk))

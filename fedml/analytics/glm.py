@@ -101,7 +101,8 @@ def solve(asked: Callable[[Floats, bool], Sums], family: Family, names: list[str
                 variance = final.squares / final.persons
                 likelihood = -final.persons / 2 * (np.log(2 * np.pi * variance) + 1)
             return Solved(beta, final.information, final.meat, float(likelihood), dispersion, final.squares, final.persons, number + 1)
-        beta = beta + move
+        # From far off the log link asks for steps that overshoot by as much as a rate is above 1.
+        beta = beta + (np.clip(move, -FAR / 6, FAR / 6) if family == "poisson" else move)
         if family != "gaussian" and np.abs(beta).max() > FAR:
             break
     worst = names[int(np.argmax(np.abs(beta)))]

@@ -18,6 +18,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Callable, Collection, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import wraps
 from typing import Any, final
@@ -25,6 +26,7 @@ from typing import Any, final
 from flwr.proto.fleet_pb2 import PullMessagesRequest
 from flwr.proto.runtime_pb2 import PullAppMessagesRequest
 from flwr.server.superlink.linkstate.sql_linkstate import SqlLinkState
+from google.protobuf.message import DecodeError
 
 from fedml.flower.address import WAIT
 from fedml.flower.strangers import App, Receive, Scope, Send
@@ -204,7 +206,8 @@ async def _wait(app: App, scope: Scope, receive: Receive, send: Send, how: _Wait
                     attempt.body += message.get("body", b"")
                     if not message.get("more_body") and len(attempt.body) <= _SMALL:
                         body = bytes(attempt.body)
-                        targets = how.kind.targets(body)
+                        with suppress(DecodeError):  # Flower says what is wrong with it
+                            targets = how.kind.targets(body)
                         arrivals.join(arrived, targets)  # before Flower looks, so that nothing arrives in between
                 return message
 
@@ -254,7 +257,7 @@ async def _arrives(arrived: asyncio.Event, receive: Receive, seconds: float) -> 
     waits = [asyncio.ensure_future(arrived.wait()), asyncio.ensure_future(receive())]
     try:
         done, _ = await asyncio.wait(waits, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
-        return waits[0] in done
+        return waits[0] in done and waits[1] not in done  # a message that is given to a connection that has ended is lost
     finally:
         for wait in waits:
             wait.cancel()

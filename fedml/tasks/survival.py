@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from functools import partial
 from operator import itemgetter
 from typing import Any
 
@@ -56,7 +57,7 @@ def survival_task(study: Study) -> Task:
     return Task(
         name=study.model.task, traits=study.traits, classes=(), scored={}, outputs=places + 1 if cox else places,
         truth=itemgetter("label"), loss=cox_loss if cox else discrete_loss, counts=_counts(study, log_alive, losses),
-        fields=survival_fields(times), coarse=coarse, grouped=grouped, spread=unchanged,
+        fields=survival_fields(times), coarse=coarse, grouped=partial(grouped, horizons=times.places), spread=unchanged,
         evaluation_batch=EVALUATION_BATCH, measures=survival_measures(times), watched="c_index", higher=True, measure="c_index",
         risks=False, labels=time_labels(study), answer=_answer(study, log_alive),
         compared=Compared(values=lambda output, truth: risk_of(output), statistic=drawn_c_index),

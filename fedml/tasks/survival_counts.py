@@ -11,12 +11,13 @@ in asinh(risk): 0.02 at 0. A competing event ends the time as censoring does, so
 
 What leaves a site is ``grouped``. Places are merged, one kind at a time, until each holds ``min_count`` persons, all at the rounded mean of
 their places (microaggregation: Domingo-Ferrer and Mateo-Sanz 2002, IEEE TKDE 14:189); ``ranks`` merges these places further, to about the
-square root of their number, and then the risks at each. Merged places are unions of merged ones, so no difference is about fewer persons.
+square root of their number, not across a horizon, and then the risks at
+each. Merged places are unions of merged ones, so no difference is about fewer persons.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -136,9 +137,13 @@ def unlikely(counts: Mapping[str, npt.NDArray[Any]]) -> str:
     return ""
 
 
-def grouped(counts: Mapping[str, npt.NDArray[Any]], smallest: int) -> Counts:
+def grouped(counts: Mapping[str, npt.NDArray[Any]], smallest: int, horizons: tuple[int, ...] = ()) -> Counts:
     """``counts`` with no number about fewer than ``smallest`` persons; see the module's docstring. With fewer persons who are censored,
-    or who have the event, nothing about times: their number would follow from that of the others."""
+    or who have the event, nothing about times: their number would follow from that of the others.
+
+    Args:
+        horizons: places; those until one and those after it are merged apart, and so is the grid's end, after which nobody is observed.
+    """
     if smallest <= 1 or TIMES not in counts:
         return dict(counts)
     of_kind = counts[TIMES].sum(1)
@@ -152,15 +157,22 @@ def grouped(counts: Mapping[str, npt.NDArray[Any]], smallest: int) -> Counts:
             place = _mean_place(counts[TIMES][kind], members)
             for name in (TIMES, ALIVE, ALIVE2):
                 out[name][kind, place] += counts[name][kind, members].sum(0)
-        groups = int(np.sqrt(len(fine)))
-        for several in np.array_split(np.arange(len(fine)), groups) if groups else ():
-            members = np.concatenate([fine[k] for k in several])
+        for members in _bands(fine, [*horizons, counts[TIMES].shape[1] - 2] if horizons else []):
             place = _mean_place(counts[TIMES][kind], members)
             risks = counts[RANKS][kind, members].sum(0)
             for bins in merged(risks, smallest):
                 out[RANKS][kind, place, _mean_place(risks, bins)] += risks[bins].sum()
     out[BEYOND] = totals(counts[RANKS]) - totals(out[RANKS])
     return out
+
+
+def _bands(fine: list[Ints], cuts: list[int]) -> Iterator[Ints]:
+    """About the square root of the number of ``fine`` runs of places, each of runs that end between the same two of ``cuts``."""
+    part = np.searchsorted(np.unique(cuts), [run[-1] for run in fine])
+    for number in np.unique(part):
+        own = np.flatnonzero(part == number)
+        for several in np.array_split(own, int(np.sqrt(len(own)))):
+            yield np.concatenate([fine[k] for k in several])
 
 
 def merged(row: npt.NDArray[Any], smallest: int) -> list[Ints]:

@@ -139,10 +139,12 @@ def _estimates(work: Work, plan: Any, given: dict[str, Any], found: Solved, *, b
     clustered = np.sum([np.outer(s["total"], s["total"]) for s in replies], axis=0)
     model = cox.variances(found.information, plan.ridge, None) / outer
     robust = cox.variances(found.information, plan.ridge, meat) / outer
-    by_cluster = cox.variances(found.information, plan.ridge, clustered) / outer
+    kinds = {"model": model, "robust": robust}
+    if len(replies) > 1:  # the scores of one site sum to 0 at the solution
+        kinds["site"] = cox.variances(found.information, plan.ridge, clustered) / outer
     beta = found.beta / scale
     return {
-        "coefficients": rows_of(work.names, beta, {"model": model, "robust": robust, "site": by_cluster}, plan.level),
+        "coefficients": rows_of(work.names, beta, kinds, plan.level),
         "covariance": model, "robust_covariance": robust,
         "wald": quadratic(float(beta @ np.linalg.solve(model, beta)), len(beta)),
     }  # fmt: skip

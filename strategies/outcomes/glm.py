@@ -69,8 +69,9 @@ def _fit(work: Work) -> dict[str, Any]:
     turn = units(places, design)
     beta = turn @ found.beta
     kinds = {"model": glm.variances(found), "robust": glm.variances(found, found.meat), "site": glm.variances(found, clustered)}
-    if each:  # the scores of a site sum to 0 at its own intercept, and say nothing of clusters there
-        kinds = {name: value for name, value in kinds.items() if name != "site" or len(work.sites) > len(work.names)}
+    # The scores of a site sum to 0 at its own intercept, and those of one site anyway, and say nothing of clusters there.
+    if len(work.sites) < 2 or (each and len(work.sites) <= len(work.names)):
+        del kinds["site"]
     variances = {name: turn @ value @ turn.T for name, value in kinds.items()}
     rows = rows_of(names, beta, variances, plan.level)
     width = len(names) - len(work.names)

@@ -145,6 +145,8 @@ def _differences(shown: dict[str, LifeTable], labels: list[str], times: Floats, 
     for horizon in study.times.horizons:
         first = curves.restricted_mean(shown[labels[0]], times, horizon)
         for label in labels[1:]:
+            if not (shown[labels[0]].at_risk.any() and shown[label].at_risk.any()):
+                continue
             gap, low, high, p = curves.difference(curves.restricted_mean(shown[label], times, horizon), first, level)
             rows.append({"horizon": horizon, "group": label, "less": labels[0], "estimate": gap, "lower": low, "upper": high, "p": p})
     return rows

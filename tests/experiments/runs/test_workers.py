@@ -5,14 +5,18 @@ from __future__ import annotations
 import os
 from itertools import product
 from pathlib import Path
+from threading import Thread
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from flwr.app import Message, RecordDict
 
 from fedml.errors import RunError
 from fedml.experiments.runs import workers
 from fedml.experiments.runs.run import new_run, run_nodes
 from fedml.experiments.runs.workers import Workers, share_out
+from fedml.flower.grid import InProcessGrid
 from fedml.runs.events import NO_FINAL, Final, Round
 from fedml.runs.log import last, read_log
 from fedml.study.study import Study
@@ -107,3 +111,18 @@ def test_sites_are_shared_out_by_their_persons(persons: tuple[int, ...], process
     load = [sum(max(p, 1) for p, at in zip(persons, place, strict=True) if at == k) for k in range(processes)]
     assert max(load) <= sum(max(p, 1) for p in persons) / processes + max(max(persons), 1)
     assert place == share_out(persons, processes)
+
+
+def test_a_process_that_cannot_start_is_no_wait_without_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It has ended before it is asked anything, and its pipe may be closed before it has read the run's configuration."""
+    monkeypatch.setattr(workers, "sys", SimpleNamespace(executable="/bin/false"))
+    with Workers(2, 1, [10, 9], 3) as others:
+        grid = InProcessGrid(lambda message, _: Message(RecordDict(), reply_to=message), [{}, {}], {}, elsewhere=others)
+        others.begin({"study": "x" * 300_000})  # more than a pipe holds
+        others._processes[0].process.wait(20)
+        found = list[Any]()
+        asked = [Message(RecordDict(), node, "query") for node in (1, 2)]
+        thread = Thread(target=lambda: found.extend(grid.send_and_receive(asked)), daemon=True)
+        thread.start()
+        thread.join(20)
+        assert [reply.has_error() for reply in found] == [False, True]

@@ -18,7 +18,8 @@ from fedml.tasks.interval_tools import Floats
 from fedml.tasks.intervals import interval
 from fedml.tasks.registry import make_task
 from fedml.tasks.survival import cox_loss, discrete_loss, drawn_c_index, partial_likelihood
-from fedml.tasks.survival_counts import BEYOND, BINS, RANKS, TIMES, bin_of, grouped, merged, withheld
+from fedml.tasks.survival_counts import BEYOND, BINS, RANKS, TIMES, bin_of, count, grouped, merged, scored_places, withheld
+from fedml.tasks.survival_measures import _auroc
 from fedml.tasks.task import Task
 from tests.conftest import make_study
 
@@ -209,6 +210,23 @@ def test_one_site_has_its_own_c_index_also_when_grouped() -> None:
     assert both["c_index"] == pytest.approx(exact_of_all["c_index"], abs=0.02)
     for name in ("ibs", "ratio_360", "ratio_720"):
         assert both[name] == pytest.approx(exact_of_all[name], rel=0.05), name
+
+
+def test_measures_at_a_horizon_hold_for_grouped_counts_also_at_the_end_of_the_grid() -> None:
+    """Persons until a horizon are not put together with those after it, nor with those who are without an event at the end."""
+    random = np.random.default_rng(1)
+    times = study_of().times
+    places, n = len(times.edges), 800
+    risk = random.normal(size=n)
+    place = np.minimum(np.floor(random.exponential(places / 2 * np.exp(-risk))), places - 1).astype(int)
+    event = (random.random(n) < 0.6) & (place < places - 1)
+    exact = count(risk, np.full((n, len(scored_places(times))), 0.5), place, event, places)
+    at = (times.places[0], places - 1)
+    for horizon in at:
+        sent = [grouped(exact, 5, several) for several in ((), at)]
+        one, plain, cut = (_auroc(horizon)(counts, None) for counts in (exact, *sent))
+        assert abs(cut - one) < 0.02
+        assert np.isnan(plain) or abs(cut - one) < abs(plain - one)
 
 
 def test_with_fewer_events_than_min_count_nothing_about_times_leaves() -> None:

@@ -119,3 +119,24 @@ def test_a_covariate_that_separates_is_named(tmp_path: Path) -> None:
     study = study_of(drawn, task="classification", target="b", glm={"covariates": ["age", "cell"]})
     with pytest.raises(RunError, match="cell=y separates"):
         run_job(study, tmp_path, tmp_path / "run", "glm")
+
+
+@pytest.mark.parametrize("exposed", [True, False])
+def test_high_counts_are_fitted(tmp_path: Path, exposed: bool) -> None:
+    """A rate far above 1: the first step of the log link would be as large as the rate."""
+    drawn = Drawn()
+    pooled = write_sites(tmp_path, drawn)
+    random = np.random.default_rng(4)
+    pooled["count"] = random.poisson(200 * (pooled.exposure if exposed else 1) * np.exp(0.01 * (pooled.age - 60)))
+    for number, own in pooled.groupby("site"):
+        own[["id", "time", "event", "entry", "y", "b", "count", "exposure"]].to_csv(
+            tmp_path / "sites" / f"s{number}" / "persons.csv", index=False
+        )
+    more = {"exposure": "exposure"} if exposed else {}
+    study = study_of(drawn, task="count", target="count", more=more, glm={"covariates": ["age"], "intercept": "one"})
+    found = run_job(study, tmp_path, tmp_path / "run", "glm")["glm"]
+    offset = {"offset": np.log(pooled.exposure)} if exposed else {}
+    x = np.column_stack([np.ones(len(pooled)), pooled.age])
+    reference = sm.GLM(pooled["count"], x, family=sm.families.Poisson(), **offset).fit(tol=1e-14)
+    assert found["coefficients"][0]["estimate"] == pytest.approx(reference.params.iloc[1], rel=1e-8)
+    assert all(found["alone"]["fitted"].values())

@@ -142,7 +142,7 @@ def test_what_is_not_declared_is_refused(centre: Centre) -> None:
     assert ask(centre, "hazard", 0, **cox_given(edges) | {"scale": np.zeros(2)}) == "undeclared-record"
     assert ask(centre, "hazard", 0, **cox_given(edges) | {"beta": np.full(2, np.nan)}) == "non-finite"
     assert (
-        ask(centre, "regression", 0, centre=np.zeros(2), scale=np.ones(2), beta_one=np.zeros(3), robust=np.zeros(1, np.uint8))
+        ask(centre, "glm", 0, centre=np.zeros(2), scale=np.ones(2), beta_one=np.zeros(3), robust=np.zeros(1, np.uint8))
         == "undeclared-record"
     )
     assert ask(centre, "description", 0, limits=np.zeros((2, 1))) == "undeclared-record"
@@ -218,3 +218,91 @@ def test_other_levels_of_the_treatment_that_differ_by_few_are_refused(centre: Ce
         approve(centre.state, own, "Dr. Test")
     assert ask(centre, "weighted", 0, 1, whole, **weighted([0.0, 0.1, 0.0])) == ""
     assert ask(centre, "weighted", 0, 2, less, **weighted([0.0, 0.1, 0.0])) == "too-few-persons"
+
+
+def change(folder: Path, of: str, edit: Any) -> pd.DataFrame:
+    """Edits a table of the site and writes it; returns it."""
+    path = folder / f"{of}.csv"
+    table = pd.read_csv(path)
+    edit(table)
+    table.to_csv(path, index=False)
+    return table
+
+
+def one_of(sex: int, stage: str) -> Any:
+    """An edit after which one person alone has this sex and this stage."""
+
+    def edit(table: pd.DataFrame) -> None:
+        table.loc[(table.sex == sex) & (table.stage == stage), "stage"] = "II"
+        table.loc[np.flatnonzero(table.sex == sex)[3], "stage"] = stage
+
+    return edit
+
+
+def test_a_person_who_is_alone_with_two_levels_is_not_told_of(centre: Centre) -> None:
+    """Of the two columns' product the matrices hold that person alone: the residual, the time at risk."""
+    change(centre.folder, "clinical", one_of(1, "III"))
+    linear = study_of(DRAWN, name="linear", task="regression", target="y", glm={"covariates": ["sex", "stage"]})
+    hazard = study("hazard", cox={"covariates": ["sex", "stage"], "ties": "breslow"})
+    for one in (linear, hazard):
+        approve(centre.state, one, "Dr. Test")
+    assert ask(centre, "moments", 0, 1, linear) == "too-few-persons"
+    design = {"centre": np.zeros(3), "scale": np.ones(3)}
+    given = {**design, "beta_one": np.zeros(4), "robust": np.ones(1, np.uint8)}
+    assert ask(centre, "glm", 0, 1, linear, **given) == "too-few-persons"
+    edges = grid_of(centre, 1, 2, hazard)
+    every = np.ones(int(edges.sum()))
+    assert ask(centre, "score", 0, 2, hazard, edges=edges, **design, beta=np.zeros(3), rise=every, tie=0 * every, at=0 * every) == (
+        "too-few-persons"
+    )
+
+
+def test_a_rare_value_of_a_number_of_few_values_is_not_told_of(centre: Centre) -> None:
+    """Sums of powers of 0, 1 and 2 are solved for the one person with 2."""
+
+    def score(table: pd.DataFrame) -> None:
+        table["age"] = np.arange(len(table)) % 2
+        table.loc[7, "age"] = 2
+
+    change(centre.folder, "clinical", score)
+    linear = study_of(DRAWN, name="linear", task="regression", target="y", glm={"covariates": ["age"]})
+    table = study_of(DRAWN, name="table", task="regression", target="y", describe={"columns": ["age", "sex"]})
+    for one in (linear, table):
+        approve(centre.state, one, "Dr. Test")
+    given = {"centre": np.zeros(1), "scale": np.ones(1), "beta_one": np.zeros(2), "robust": np.ones(1, np.uint8)}
+    assert ask(centre, "glm", 0, 1, linear, **given) == "too-few-persons"
+    assert ask(centre, "description", 0, 2, table, limits=np.zeros((2, 2))) == ""
+    row = centre.answered[-1][1]["analysis/table"][0]
+    assert row[1:4].tolist() == [-1, 0, 0]
+    assert row[4] == 500
+
+
+def test_questions_about_the_grid_follow_its_answers(centre: Centre) -> None:
+    """Every start in turn would tell in which intervals somebody leaves, as would beginnings of a centre's choice."""
+    begin = np.ones(100, np.uint8)
+    given = {"edges": begin, "model": np.array([0], np.uint8)}
+    assert ask(centre, "grid", 0, **given, **{"from": np.array([-1, 0])}) == ""
+    end = int(centre.answered[-1][1]["analysis/end"][0])
+    starts = [k for k in range(98) if k != end]
+    assert {ask(centre, "grid", 1 + k, **given, **{"from": np.array([k, k + 1])}) for k in starts} == {"replayed"}
+    assert ask(centre, "grid", 200, **given, **{"from": np.array([end, end + 1])}) == ""
+    answers = []
+    for run, k in enumerate(range(20, 25), 2):
+        pair = np.zeros(100, np.uint8)
+        pair[[k, k + 1, 99]] = 1
+        answers.append(ask(centre, "grid", 0, run, edges=pair, model=np.array([0], np.uint8), **{"from": np.array([-1, 0])}))
+    assert answers[0] in ("", "too-few-persons")
+    assert set(answers[1:]) == {"replayed"}
+
+
+def test_two_histograms_of_a_column_are_refused(centre: Centre) -> None:
+    """Their difference counts who is between two limits."""
+    table = study_of(DRAWN, name="table", task="regression", target="y", describe={"columns": ["age"]})
+    approve(centre.state, table, "Dr. Test")
+    one, other = (np.array([[low], [low + 80.0]]) for low in (20.05, 20.15))
+    assert ask(centre, "description", 0, 1, table, limits=one) == ""
+    assert ask(centre, "description", 1, 1, table, limits=other) == "replayed"
+    centre.restart()
+    assert ask(centre, "description", 0, 2, table, limits=np.zeros((2, 1))) == ""
+    assert ask(centre, "description", 1, 2, table, limits=other) == "replayed"
+    assert ask(centre, "description", 1, 3, table, limits=one) == ""

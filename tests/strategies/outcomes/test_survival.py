@@ -199,3 +199,15 @@ def test_through_gates_the_files_are_those_of_the_local_engine_and_no_small_coun
     np.testing.assert_allclose([row["estimate"] for row in local["cox"]["coefficients"]], reference.params, **CLOSE)
     again = run_job(study, tmp_path, tmp_path / "again", "survival", gates_of(study, tmp_path, run=2))
     assert again == local  # the same questions tell nothing new
+
+
+def test_a_group_of_nobody_has_no_mean_and_one_site_no_clusters(tmp_path: Path) -> None:
+    drawn = Drawn(persons=(240,))
+    write_sites(tmp_path, drawn)
+    path = tmp_path / "sites" / "s0" / "clinical.csv"
+    pd.read_csv(path).assign(arm="A").to_csv(path, index=False)
+    study = study_of(drawn, curves={"groups": "arm"}, cox={"covariates": ["age", "sex"]})
+    found = run_job(study, tmp_path, tmp_path / "run", "survival")
+    assert found["curves"]["groups"]["B"]["restricted_mean"] == {"900": [None, None], "3000": [None, None]}
+    assert found["curves"]["differences"] == []
+    assert all("site" not in row and row["robust"]["error"] > 0 for row in found["cox"]["coefficients"])
