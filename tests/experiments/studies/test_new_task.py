@@ -37,9 +37,9 @@ from fedml.tasks.drawn import statistic
 from fedml.tasks.interval_tools import Interval, Parts, student
 from fedml.tasks.measure import Measure
 from fedml.tasks.number_labels import number_labels
-from fedml.tasks.registry import TASKS
+from fedml.tasks.registry import TASKS, make_task
 from fedml.tasks.task import Answer, Compared, Labels, Result, Task, Words, not_grouped, unchanged
-from fedml.tracking.scoring import output_example, restore, score
+from fedml.tracking.scoring import restore, score
 from tests.conftest import make_plan, make_study, to_toml, write_csv, write_manifest
 from tests.report_runs import parsed, record_of
 
@@ -197,7 +197,7 @@ def predictions(made: tuple[Record, list[Path]]) -> tuple[npt.NDArray[Any], npt.
         table = pd.read_csv(manifest.parent / "clinical.csv", dtype={"id": str}).set_index("id")
         given = table.loc[[cohort.ids[row] for row in rows], ["x1", "x2", "x3"]]
         answer = score(study, model, given)
-        assert list(answer.columns) == list(output_example(record.study).columns) == ["expected"]
+        assert list(answer.columns) == list(make_task(record.study).answer.example) == ["expected"]
         y.append(cohort.labels[rows])
         expected.append(answer["expected"].to_numpy())
     return np.concatenate(y), np.concatenate(expected)

@@ -19,7 +19,7 @@ from fedml.contract.plausible import check_plausible
 from fedml.errors import InputError, Reason, SiteError
 from fedml.experiments.evidence.model_card import model_card
 from fedml.experiments.models.predictions import predictions
-from fedml.experiments.report import render
+from fedml.experiments.report.page import render
 from fedml.study.study import Study
 from fedml.tasks.registry import make_task
 from fedml.wire.records import COUNTS, Phase, pack
