@@ -49,8 +49,8 @@ def check(state: Path, site: Site, request: Request, given: Mapping[str, Any], r
         raise SiteError(
             Reason.TOO_FEW,
             f"exact values were released (study {near[1]}) about a group that differs by {near[0]} persons from those who have left by the "
-            f"end of an interval, or are left after trimming; subtraction would reveal them, so at least {smallest} (min_count) persons "
-            "must differ",
+            "end of an interval, are left after trimming, or have a level; subtraction would reveal them, so at least "
+            f"{smallest} (min_count) persons must differ",
         )
     for persons in sets:
         released.note(state, persons, request.study.study.name)

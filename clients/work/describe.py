@@ -77,6 +77,26 @@ def answer(request: Request, given: Mapping[str, Any], floor: int) -> dict[str, 
     return {"table": np.array(table), "bins": np.stack(bins)}
 
 
+def told_sets(request: Request, floor: int) -> list[tuple[str, npt.NDArray[np.int64]]]:
+    """What a count of the table is of, and the rows of the cohort that it counts: of each group, who has a level that is told, and who has
+    a value of a number that is told. A table without groups, less that with groups, would give the cells that are hidden there."""
+    cohort, study = load_cohort(request.manifests, request.study), request.study
+    numbers, categories = _columns(request)
+    out = list[tuple[str, npt.NDArray[np.int64]]]()
+    for mask in _groups(request):
+        for name in numbers:
+            values = column_of(cohort, study, name)
+            known = mask & np.isfinite(values)
+            if floor <= known.sum() and not 0 < (mask & ~known).sum() < floor and not few_of_a_value(values[known], floor):
+                out.append((f"{name} of ", np.flatnonzero(known)))
+        for name, levels in categories:
+            values = column_of(cohort, study, name)
+            cells = [mask & (values == code) for code in range(levels)] + [mask & np.isnan(values)]
+            shown = hide(np.array([cell.sum() for cell in cells], np.float64), floor)
+            out += [(f"{name}={code} of ", np.flatnonzero(cell)) for code, cell in enumerate(cells) if shown[code] > 0]
+    return out
+
+
 def few_of_a_value(known: Floats, floor: int) -> bool:
     """Whether the count, the sum and the sum of squares of ``known`` tell how many persons have each value, and one of these is small."""
     counts = np.unique(known, return_counts=True)[1]

@@ -251,11 +251,14 @@ def person_sets(request: Request) -> list[list[str]]:
 def leaving_sets(request: Request, given: Mapping[str, Any]) -> list[list[str]]:
     """Ids of the sets about which the reply tells and which follow from the request: who has left, and who
     has had each event, by the end of each interval of its grid, in each group; of a comparison of treatments, who is left after
-    trimming."""
+    trimming; of a table, who has each level."""
     if request.phase is Phase.WEIGHTED:
         people, cohort = analysed(request.manifests, request.study), load_cohort(request.manifests, request.study)
         kept = _weights(request, people, given) > 0
         return [[cohort.ids[row] for row in people.rows[mask & kept]] for mask in people.groups if (mask & kept).any()]
+    if request.phase is Phase.DESCRIPTION:
+        ids = load_cohort(request.manifests, request.study).ids
+        return [[f"{what}{ids[row]}" for row in rows] for what, rows in describe.told_sets(request, floor_of(request))]
     if "edges" not in given or request.phase is Phase.GRID:
         return []
     people, cohort = analysed(request.manifests, request.study), load_cohort(request.manifests, request.study)

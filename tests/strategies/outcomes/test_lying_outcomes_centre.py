@@ -306,3 +306,23 @@ def test_two_histograms_of_a_column_are_refused(centre: Centre) -> None:
     assert ask(centre, "description", 0, 2, table, limits=np.zeros((2, 1))) == ""
     assert ask(centre, "description", 1, 2, table, limits=other) == "replayed"
     assert ask(centre, "description", 1, 3, table, limits=one) == ""
+
+
+def test_a_table_with_groups_and_one_without_do_not_tell_a_hidden_cell(centre: Centre) -> None:
+    """Stage III of arm A is two persons: hidden in the table by arm, and the total less arm B in the other."""
+
+    def few(table: pd.DataFrame) -> None:
+        third = (table.stage == "III") & (table.arm == "A")
+        table.loc[third, "stage"] = "II"
+        table.loc[np.flatnonzero(table.arm == "A")[:2], "stage"] = "III"
+
+    change(centre.folder, "clinical", few)
+    by_arm = study_of(DRAWN, name="arms", task="regression", target="y", describe={"columns": ["stage"], "groups": "arm"})
+    together = study_of(DRAWN, name="all", task="regression", target="y", describe={"columns": ["stage"]})
+    for one in (by_arm, together):
+        approve(centre.state, one, "Dr. Test")
+    given = {"limits": np.zeros((2, 0))}
+    assert ask(centre, "description", 0, 1, by_arm, **given) == ""
+    assert (centre.answered[-1][1]["analysis/table"] == -1).any()
+    assert ask(centre, "description", 0, 2, together, **given) == "too-few-persons"
+    assert ask(centre, "description", 1, 3, by_arm, **given) == ""  # an honest run, once more
