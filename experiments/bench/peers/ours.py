@@ -60,7 +60,8 @@ def found(job: Job, out: Path) -> Found:
     """
     import safetensors.numpy
 
-    summary = json.loads((out / "output.log").read_text(errors="replace").strip().splitlines()[-1])
+    lines = (out / "output.log").read_text(errors="replace").splitlines()  # both streams: a note on standard error may be the last
+    summary = json.loads(next(line for line in reversed(lines) if line.startswith("{")))
     folder = out / summary["folder"]
     events = [json.loads(line) for line in (folder / "events.jsonl").read_text().splitlines()]
     rounds = [event for event in events if event["event"] == "round"]
