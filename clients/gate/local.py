@@ -18,11 +18,11 @@ from flwr.app import Context, Message
 
 from fedml.clients.gate.charge import charge, check_budget, check_delta
 from fedml.clients.gate.ledger import Ledger, Part
-from fedml.clients.site.manifest import Site
+from fedml.clients.site.manifest import Site, read_site
 from fedml.clients.site.read import load_cohort
 from fedml.clients.work.client import answer as answered
 from fedml.clients.work.client import app_of
-from fedml.clients.work.request import Request, read_site_once
+from fedml.clients.work.request import Request
 from fedml.errors import InputError, SiteError
 from fedml.privacy.claims import rounded_up
 from fedml.privacy.releases import whole_events
@@ -61,7 +61,7 @@ def answer(message: Message, context: Context) -> Message:
 
     def charge_sites(request: Request) -> None:
         for manifest in request.manifests:  # of pooled data, each site's ledger is charged for its own persons
-            site = read_site_once(manifest)
+            site = _site_now(manifest)
             if has_ledger(site, request.study):
                 charge(ledger_of(site), site.manifest.policy, replace(request, manifests=(manifest,)), run)
 
@@ -69,6 +69,18 @@ def answer(message: Message, context: Context) -> Message:
 
 
 app = app_of(answer)
+
+
+def _site_now(manifest: str) -> Site:
+    """The site as its manifest is now: its policy may have been changed since the process read it."""
+    try:
+        about = Path(manifest).stat()
+    except OSError:
+        return read_site(Path(manifest))  # which says what is wrong
+    return _read(manifest, about.st_mtime_ns, about.st_size, about.st_ino)
+
+
+_read = lru_cache(maxsize=4096)(lambda manifest, *_: read_site(Path(manifest)))
 _named = lru_cache(maxsize=64)(lambda run: f"local {Path(run).name}")
 _provide_once = lru_cache(maxsize=64)(lambda run: provide_folder(Path(run) / FOLDER))
 

@@ -121,6 +121,8 @@ def trained_parameters(network: nn.Module, freeze: Sequence[str]) -> dict[str, n
     """
     every = dict(network.named_parameters())
     if not freeze:
+        for parameter in every.values():  # own code may have left one without a gradient
+            parameter.requires_grad_(True)
         return every
     for pattern in freeze:
         if not any(fnmatchcase(name, pattern) for name in every):

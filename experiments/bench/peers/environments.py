@@ -41,11 +41,11 @@ def make(folder: Path, peer: str) -> bool:
     if complete(folder, peer):
         print(f"{folder / peer}: complete")
         return True
-    pip = [str(python_of(folder, peer)), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+    pip = [str(python_of(folder, peer)), "-P", "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
     # "+cpu" and the like name the index of a build, not a version that pip finds elsewhere.
     torch = importlib.metadata.version("torch").partition("+")[0]
     try:
-        _call([sys.executable, "-m", "venv", str(folder / peer)])
+        _call([sys.executable, "-P", "-m", "venv", str(folder / peer)])
         _call([*pip, f"torch=={torch}", f"numpy=={importlib.metadata.version('numpy')}"])
         _call([*pip, *PEERS[peer], f"torch=={torch}"])
     except subprocess.CalledProcessError as error:
