@@ -6,6 +6,7 @@ The same app serves every engine: in this process, in Flower's simulation, at a 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from flwr.app import Context
@@ -41,22 +42,11 @@ def _test_genes(study: Study, grid: Grid, run: Path) -> object:
     return test_genes(study, grid, run)
 
 
-def _survival(study: Study, grid: Grid, run: Path) -> object:
-    from fedml.strategies.outcomes.survival import analyse_survival
+def _outcomes(name: str, study: Study, grid: Grid, run: Path) -> object:
+    from fedml.strategies.outcomes.jobs import ANALYSES
+    from fedml.strategies.outcomes.work import begin
 
-    return analyse_survival(study, grid, run)
-
-
-def _regress(study: Study, grid: Grid, run: Path) -> object:
-    from fedml.strategies.outcomes.glm import regress
-
-    return regress(study, grid, run)
-
-
-def _describe(study: Study, grid: Grid, run: Path) -> object:
-    from fedml.strategies.outcomes.describe import describe
-
-    return describe(study, grid, run)
+    return ANALYSES[name](begin(study, grid, run))
 
 
 # Job -> function: train a model, test every variant, test genes, count alleles, analyse outcomes, or only check that the
@@ -66,9 +56,7 @@ JOBS: dict[str, Callable[[Study, Grid, Path], object]] = {
     "gwas": _associate,
     "genes": _test_genes,
     "frequencies": _frequencies,
-    "survival": _survival,
-    "glm": _regress,
-    "describe": _describe,
+    **{name: partial(_outcomes, name) for name in ("survival", "glm", "describe")},
     "preflight": preflight,
 }
 

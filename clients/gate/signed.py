@@ -1,7 +1,8 @@
 """The head of the site's journal in a reply, signed with the site's node key (``fedml.contract.witness``).
 
 A site without ``[connection]``, such as one in a rehearsal, has no node key and sends the head unsigned. So do the replies before the first
-round, and those of an analysis: nothing of a model has been received or counted.
+round. In a step of an analysis, ``weights`` is of the arrays of the request and ``counts`` of the sums; the agreement is with the
+orientation of the site's dosages.
 """
 
 from __future__ import annotations
@@ -22,10 +23,11 @@ from fedml.clients.site.manifest import Site
 from fedml.clients.work.request import Request
 from fedml.contract.replies import read_arrays
 from fedml.contract.witness import Said, agreement_digest, arrays_digest, reply_digest, witness
-from fedml.wire.records import AGREEMENT, ARRAYS, CLASS_WEIGHTS, COUNTS, FLIPS, IMAGE_SHAPE, PANEL, Phase
+from fedml.wire.records import AGREEMENT, ANALYSES, ANALYSIS, ARRAYS, CLASS_WEIGHTS, COUNTS, FLIPS, IMAGE_SHAPE, PANEL, Phase
 
 log = logging.getLogger("fedml.site")
 _OWN = (PANEL, IMAGE_SHAPE, FLIPS, CLASS_WEIGHTS)  # of an agreement, besides the preprocessing constants
+OF_STEP = (PANEL, IMAGE_SHAPE)  # of the agreement with a step of an analysis
 
 
 def head_of(site: Site, request: Request, asked: RecordDict, reply: RecordDict, entry: Entry) -> ConfigRecord:
@@ -36,15 +38,17 @@ def head_of(site: Site, request: Request, asked: RecordDict, reply: RecordDict, 
     """
     plain: dict[str, Any] = {"head": entry.digest, "count": entry.seq}
     key = None if site.manifest.connection is None else _key(site.folder / site.manifest.connection.key)
-    if key is None or request.phase not in (Phase.ROUND, Phase.EVALUATE):
+    if key is None or request.phase not in (Phase.ROUND, Phase.EVALUATE, *ANALYSES):
         return ConfigRecord(plain)
     agreed = read_arrays(asked, AGREEMENT)
-    constants = {name: value for name, value in agreed.items() if name not in _OWN}
+    analysis = request.phase in ANALYSES
+    sent, answer = (ANALYSIS, ANALYSIS) if analysis else (ARRAYS, COUNTS)
+    constants = {name: value for name, value in agreed.items() if name not in (OF_STEP if analysis else _OWN)}
     study = request.study.sha256
     said = Said(
         site=request.name, study=study, run=entry.run, phase=str(request.phase), round=request.round, head=entry.digest,
         entries=entry.seq, agreement=agreement_digest(study, agreed[PANEL].tobytes(), agreed[IMAGE_SHAPE].tolist(), constants),
-        weights=arrays_digest(read_arrays(asked, ARRAYS)), counts=arrays_digest(read_arrays(reply, COUNTS)) if COUNTS in reply else "",
+        weights=arrays_digest(read_arrays(asked, sent)), counts=arrays_digest(read_arrays(reply, answer)) if answer in reply else "",
         reply=_reply(entry.records),
     )  # fmt: skip
     return ConfigRecord(plain | witness(key, said)._asdict())

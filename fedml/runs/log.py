@@ -10,6 +10,8 @@
     RUN/examples/           pictures of predictions, of sites that declare their images public
     RUN/gwas.tsv.gz         of an association study: summary statistics, their index and metadata; manhattan.svg, qq.svg
     RUN/outcomes.json       of an analysis of outcomes: all results; outcomes.html, tables (.tsv) and plots of them
+    RUN/steps.jsonl         of an analysis: its steps, and RUN/sums.bin the sums that the sites sent
+    RUN/shared.safetensors  of an association study: the variants that it works with, and the sites' genotype counts
     RUN/frequencies.tsv.gz  of a study of allele frequencies: counts by population and sex, and their index
     RUN/genes.tsv.gz        of tests of genes: their table; qq.svg; annotation, of the study
 
@@ -49,6 +51,7 @@ GENES_TABLE = "genes.tsv.gz"
 GWAS_FILES = (GWAS_TABLE, f"{GWAS_TABLE}.tbi", f"{GWAS_TABLE}-meta.yaml", MANHATTAN, QQ, "meta.json")
 EVENTS, STUDY, MODEL, PANEL, LAYOUT = "events.jsonl", "study.json", "model.safetensors", "panel.tsv", "layout.json"
 EXAMPLES = "examples"
+STEPS, SUMS, SHARED = "steps.jsonl", "sums.bin", "shared.safetensors"
 UNFINISHED = "unfinished.safetensors"
 COUNTS = "counts.safetensors"
 RECEIVED = "received.safetensors"

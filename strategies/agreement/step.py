@@ -6,6 +6,8 @@ A training round can continue without a site. An analysis cannot, because the re
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from flwr.app import RecordDict
@@ -16,12 +18,27 @@ from fedml.contract.replies import check_form
 from fedml.errors import RunError
 from fedml.runs.events import SiteRow
 from fedml.strategies.agreement.agreement import Agreement
-from fedml.strategies.exchange import answers, ask, request
+from fedml.strategies.agreement.recorded import Recorded, note
+from fedml.strategies.exchange import Answer, answers, ask, request
 from fedml.study.study import Study
-from fedml.wire.records import ANALYSIS, CONFIG, Phase, array_record, pack, unpack
+from fedml.wire.records import AGREEMENT, ANALYSIS, CONFIG, Phase, array_record, pack, unpack
 
 Arrays = dict[str, Any]
-Traffic = dict[str, SiteRow]  # head and length of a site's journal are those of its last reply
+
+
+@dataclass(frozen=True)
+class Traffic:
+    """What is noted of the steps: of each site the bytes of all of them, and the head of its journal in its last reply (``rows``); and
+    with a run's folder each step with its sums (``fedml.strategies.agreement.recorded``)."""
+
+    run: Path | None = None
+    rows: dict[str, SiteRow] = field(default_factory=dict)
+
+    def add(self, site: str, step: SiteRow) -> None:
+        row = self.rows.setdefault(site, {"bytes_out": 0, "bytes_in": 0, "journal": None})
+        row["bytes_out"] += step["bytes_out"]
+        row["bytes_in"] += step["bytes_in"]
+        row["journal"] = row["journal"] if step["journal"] is None else step["journal"]
 
 
 class BySite(dict[str, Any]):
@@ -29,15 +46,16 @@ class BySite(dict[str, Any]):
 
 
 def take(
-    study: Study, grid: Grid, agreement: Agreement, phase: Phase, number: int, given: Mapping[str, Any], traffic: Traffic | None = None
-) -> dict[str, Arrays]:
+    study: Study, grid: Grid | Recorded, agreement: Agreement, phase: Phase, number: int, given: Mapping[str, Any],
+    traffic: Traffic | None = None,
+) -> dict[str, Arrays]:  # fmt: skip
     """Site -> its sums, in the roster's order.
 
     Args:
         agreement: with the panel of this step (``Agreement.part``).
         number: index of this step within its phase.
         given: arrays of the step's request (``fedml.analytics.forms``), some of them ``BySite``.
-        traffic: bytes sent and received are added to it.
+        grid: the connection to the sites, or their recorded answers. traffic: bytes sent and received are added to it.
 
     Raises:
         RunError: a site did not answer; the message names the site and the reason.
@@ -46,13 +64,20 @@ def take(
     content = {**agreement.record(), CONFIG: request(study, phase, number)}
     same = {name: value for name, value in given.items() if not isinstance(value, BySite)}
     own = {name: value for name, value in given.items() if isinstance(value, BySite)}
+    if isinstance(grid, Recorded):
+        sent = {site: {**same, **{name: own[name][site] for name in own}} for site in agreement.nodes.values()}
+        found = grid.answer(phase, number, sent, content[AGREEMENT], shapes)
+        for site, row in found.rows.items():
+            if traffic is not None:
+                traffic.add(site, row)
+        return found.sums
     packed = None if own else pack(same)
     asked = {site: packed or pack({**same, **{name: own[name][site] for name in own}}) for site in agreement.nodes.values()}
     messages = [
         ask(node, RecordDict({**content, ANALYSIS: asked[site]}), "query", study.federation.timeout)
         for node, site in agreement.nodes.items()
     ]
-    out: dict[str, Arrays] = {}
+    out, rows = dict[str, Arrays](), dict[str, SiteRow]()
     for answer in answers(
         grid, messages, agreement.nodes, study.federation.timeout, lambda site, reply: check_form(study, phase, site, reply, shapes)
     ):
@@ -62,9 +87,16 @@ def take(
                 "repair the site or run again without it (the site's log gives the details)."
             )
         out[answer.site] = unpack(array_record(answer.message.content, ANALYSIS))
-        if traffic is not None:
-            row = traffic.setdefault(answer.site, {"bytes_out": 0, "bytes_in": 0, "journal": None})
-            row["bytes_out"] += answer.bytes_out
-            row["bytes_in"] += answer.bytes_in
-            row["journal"] = row["journal"] if answer.journal is None else list(answer.journal)
+        rows[answer.site] = _row(answer)
+    if traffic is not None:
+        for site, row in rows.items():
+            traffic.add(site, row)
+        if traffic.run is not None:
+            note(traffic.run, phase, number, rows, out)
     return out
+
+
+def _row(answer: Answer) -> SiteRow:
+    journal = None if answer.journal is None else list(answer.journal)
+    row: SiteRow = {"bytes_out": answer.bytes_out, "bytes_in": answer.bytes_in, "journal": journal}
+    return row if answer.witness is None else {**row, "witness": answer.witness._asdict()}

@@ -45,7 +45,7 @@ def frequencies(study: Study, grid: Grid, run: Path) -> Path:
     agreement = replace(agreement, nodes={node: site for node, site in agreement.nodes.items() if site in shared.flips})
     emit(run, replace(agreed_event(agreement, disclosures=None, parameters=0), image_shape=[]))  # images are not read
     order = table_order(shared.keys)
-    traffic: Traffic = {}
+    traffic = Traffic()
     left_out, withheld, written = Counter[str](), 0, 0
     with Writer(run / FREQUENCIES_TABLE, study, agreement.build, list(agreement.nodes.values())) as out:
         for number, start in enumerate(range(0, len(order), plan.block)):
@@ -69,7 +69,7 @@ def frequencies(study: Study, grid: Grid, run: Path) -> Path:
             done = start + len(chosen)
             emit(run, Step(doing=f"variants {done} of {len(order)}", done=done, total=len(order), log=False))
     found = Frequencies(
-        seconds=time.monotonic() - began, sites=traffic, build=agreement.build, groups=plan.names(), variants=written,
+        seconds=time.monotonic() - began, sites=traffic.rows, build=agreement.build, groups=plan.names(), variants=written,
         left_out={reason: count for reason, count in left_out.items() if count}, withheld=withheld,
     )  # fmt: skip
     emit(run, found)

@@ -59,7 +59,8 @@ def write_genes(
     best = np.argsort(log10_p, kind="stable")[:_TOP]
     top: list[dict[str, Any]] = [dict(zip(names, lines[i], strict=True)) for i in best.tolist()]
     return Genes(
-        seconds=0.0, sites=work.traffic, persons=persons, classes=classes, genes=len({row.gene for row, _ in tested}), tested=len(tested),
+        seconds=0.0, sites=work.traffic.rows, persons=persons, classes=classes,
+        genes=len({row.gene for row, _ in tested}), tested=len(tested),
         variants=len(work.keys), inflation=inflation, left_out=left_out, top=top,
         methods=dict(Counter(tests.method for _, tests in tested)),
     )  # fmt: skip

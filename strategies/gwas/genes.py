@@ -22,13 +22,11 @@ from fedml.analytics.genetests import SetTests, beta_weight, set_tests
 from fedml.analytics.unbalanced import widened
 from fedml.errors import RunError
 from fedml.runs.log import GENES_TABLE, emit
-from fedml.strategies.agreement.agree import agree
-from fedml.strategies.agreement.step import BySite, take
+from fedml.strategies.agreement.step import BySite, Traffic, take
 from fedml.strategies.gwas.gene_table import GeneRow, write_genes
 from fedml.strategies.gwas.run import _asked, _components, _null_model, _scale, _step, _total
 from fedml.strategies.gwas.sets import GeneSet, asked, make_sets
-from fedml.strategies.gwas.work import Floats, Work
-from fedml.strategies.rounds import agreed_event, check_reporter
+from fedml.strategies.gwas.work import Floats, Work, begin
 from fedml.study.annotation import annotation_of
 from fedml.study.genes_section import Genes
 from fedml.study.study import Study
@@ -72,10 +70,7 @@ def test_genes(study: Study, grid: Grid, run: Path) -> Path:
     assert study.gwas is not None and study.gwas.genes is not None  # noqa: S101, PT018 - the command has checked
     began, plan = time.monotonic(), study.gwas.genes
     effects = annotation_of(study, run)
-    agreement = agree(study, grid, check_reporter(run), train=False)
-    nodes = {node: site for node, site in agreement.nodes.items() if agreement.shared is not None and site in agreement.shared.flips}
-    work = Work(study, grid, run, replace(agreement, nodes=nodes), study.gwas, agreement.counts, {})
-    emit(run, replace(agreed_event(work.agreement, disclosures=None, parameters=0), image_shape=[]))
+    work = begin(study, grid, run, Traffic())
     sets = make_sets(work, plan, effects)
     if not sets.genes:
         raise RunError(

@@ -27,12 +27,10 @@ from fedml.errors import RunError
 from fedml.runs.events import Step
 from fedml.runs.log import GWAS_TABLE, emit
 from fedml.seeds import derive_seed
-from fedml.strategies.agreement.agree import agree
-from fedml.strategies.agreement.step import BySite, take
+from fedml.strategies.agreement.step import BySite, Traffic, take
 from fedml.strategies.gwas.panel import enough_persons, spaced, tell_relatives, tested_together
 from fedml.strategies.gwas.polygenic import Background, null_of, regress, without
-from fedml.strategies.gwas.work import Fitted, Floats, Work
-from fedml.strategies.rounds import agreed_event, check_reporter
+from fedml.strategies.gwas.work import Fitted, Floats, Work, begin
 from fedml.study.contigs import has_one_copy
 from fedml.study.study import Study
 from fedml.wire.records import Phase
@@ -47,15 +45,16 @@ def associate(study: Study, grid: Grid, run: Path) -> Path:
     Raises:
         RunError: the sites' variants cannot be harmonised, a site stopped answering, or the model cannot be estimated.
     """
+    began = time.monotonic()
+    return analyse(begin(study, grid, run, Traffic(run)), began)
+
+
+def analyse(work: Work, began: float) -> Path:
+    """The analysis of ``associate``, from the agreement on. ``began``: by ``time.monotonic``."""
     from fedml.strategies.gwas.table import write_results
 
+    study, run = work.study, work.run
     assert study.gwas is not None  # noqa: S101 - the command has checked
-    began = time.monotonic()
-    agreement = agree(study, grid, check_reporter(run), train=False)
-    nodes = {node: site for node, site in agreement.nodes.items() if agreement.shared is not None and site in agreement.shared.flips}
-    agreement = replace(agreement, nodes=nodes)
-    work = Work(study, grid, run, agreement, study.gwas, agreement.counts, {})
-    emit(run, replace(agreed_event(agreement, disclosures=None, parameters=0), image_shape=[]))  # images are not read
     design, persons = _scale(work)
     components: dict[str, Any] = {}
     if study.gwas.components:

@@ -70,7 +70,7 @@ def write_results(fitted: Fitted, facts: dict[str, Any]) -> Gwas:
         for i in best
     ]
     return Gwas(
-        seconds=0.0, sites=work.traffic, persons=persons, cases=facts.get("cases"), controls=facts.get("controls"),
+        seconds=0.0, sites=work.traffic.rows, persons=persons, cases=facts.get("cases"), controls=facts.get("controls"),
         pca_variants=facts.get("pca_variants"), pca_steps=facts.get("pca_steps"), pca_columns=facts.get("pca_columns"),
         pca_angle_rad=facts.get("pca_angle_rad"), eigenvalues=facts.get("eigenvalues"),
         tested=int(tested.sum()), variants=len(work.keys) + facts["rare"] + lost, inflation=inflation, left_out=excluded, top=top,

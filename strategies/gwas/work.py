@@ -18,10 +18,14 @@ from fedml.analytics.linear import Association
 from fedml.analytics.meta import Combined
 from fedml.cohort.variants.frequency import pooled_counts, reported
 from fedml.cohort.variants.keys import Keys, columns_of
+from fedml.runs.log import emit
+from fedml.strategies.agreement.agree import agree
 from fedml.strategies.agreement.agreement import Agreement
+from fedml.strategies.agreement.recorded import Recorded, keep_agreement
 from fedml.strategies.agreement.step import Arrays, Traffic, take
 from fedml.strategies.agreement.variants import Counts
 from fedml.strategies.gwas.intercepts import Intercepts
+from fedml.strategies.rounds import agreed_event, check_reporter
 from fedml.study.gwas_section import Gwas
 from fedml.study.study import Study
 from fedml.wire.records import Phase
@@ -31,11 +35,12 @@ Floats = npt.NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Work:
-    """State of one analysis: the study, the connection to the sites, the agreement, genotype counts by site, and network traffic.
+    """State of one analysis: the study, the connection to the sites or their recorded answers, the agreement, genotype counts by site, and
+    network traffic.
     ``everyone``: of all persons, or of the men alone (variants on Y); ``asked``: steps so far."""
 
     study: Study
-    grid: Grid
+    grid: Grid | Recorded
     run: Path
     agreement: Agreement
     plan: Gwas
@@ -88,6 +93,22 @@ class Work:
     def reported(self) -> npt.NDArray[np.bool_]:
         """(sites, variants): True where the site reports the variant, False where it lacks it or withholds its counts."""
         return np.stack([reported(self.counts[site]) for site in self.sites])
+
+
+def begin(study: Study, grid: Grid, run: Path, traffic: Traffic) -> Work:
+    """The sites' agreement, written to the run's record, and what follows works with.
+
+    Raises:
+        RunError: as ``fedml.strategies.agreement.agree``.
+    """
+    assert study.gwas is not None  # noqa: S101 - the command has checked
+    agreement = agree(study, grid, check_reporter(run), train=False)
+    nodes = {node: site for node, site in agreement.nodes.items() if agreement.shared is not None and site in agreement.shared.flips}
+    agreement = replace(agreement, nodes=nodes)
+    emit(run, replace(agreed_event(agreement, disclosures=None, parameters=0), image_shape=[]))  # images are not read
+    if traffic.run is not None:
+        keep_agreement(run, agreement)
+    return Work(study, grid, run, agreement, study.gwas, agreement.counts, traffic)
 
 
 class Fitted(NamedTuple):

@@ -7,31 +7,27 @@ from __future__ import annotations
 
 import html
 import json
-import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from flwr.serverapp import Grid
 
 from fedml.analytics import outcome_forms
 from fedml.analytics.table1 import Column, column_rows, limits_of, smd_of
 from fedml.errors import RunError
 from fedml.runs.log import OUTCOMES_JSON, OUTCOMES_PAGE, write_whole
 from fedml.strategies.outcomes import page
-from fedml.strategies.outcomes.work import Work, begin, finish, plain
-from fedml.study.study import Study
+from fedml.strategies.outcomes.work import Work, finish, plain
 from fedml.wire.records import Phase
 
 
-def describe(study: Study, grid: Grid, run: Path) -> Path:
-    """Writes the table to the folder ``run``; returns the path of all its numbers.
+def describe(work: Work) -> Path:
+    """Writes the table to the run's folder; returns the path of all its numbers.
 
     Raises:
         RunError: a site stopped answering, or sent impossible counts.
     """
-    began = time.monotonic()
-    work = begin(study, grid, run)
+    study, run = work.study, work.run
     found = plain(_table(work))
     write_whole(run / OUTCOMES_JSON, (json.dumps(found, indent=1, allow_nan=False) + "\n").encode())
     heads, rows = found["heads"], found["rows"]
@@ -44,7 +40,7 @@ def describe(study: Study, grid: Grid, run: Path) -> Path:
         else ("<p>Cells with … are hidden: a site has there fewer persons than it may tell of, or the cell would tell of such a one.</p>")
     )
     page.write_page(run / OUTCOMES_PAGE, study, [page.html_table(heads, rows, html.escape("Table 1")), note])
-    finish(work, "describe", found["persons"], time.monotonic() - began, {"rows": rows, "heads": heads})
+    finish(work, "describe", found["persons"], {"rows": rows, "heads": heads})
     return run / OUTCOMES_JSON
 
 

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import json
-import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from flwr.serverapp import Grid
 from scipy.stats import norm
 
 from fedml.analytics import glm
@@ -18,21 +16,19 @@ from fedml.strategies.outcomes import page
 from fedml.strategies.outcomes.cox import alone, rows_of
 from fedml.strategies.outcomes.regression import newton, places_of, units
 from fedml.strategies.outcomes.treatment import compare_treatments
-from fedml.strategies.outcomes.work import Floats, Work, begin, finish, moments, plain
+from fedml.strategies.outcomes.work import Floats, Work, finish, moments, plain
 from fedml.study.outcomes_section import FAMILIES
-from fedml.study.study import Study
 
 
-def regress(study: Study, grid: Grid, run: Path) -> Path:
-    """Runs the regression and writes its tables to the folder ``run``; returns the path of all results.
+def regress(work: Work) -> Path:
+    """Runs the regression and writes its tables to the run's folder; returns the path of all results.
 
     Raises:
         RunError: a site stopped answering, columns depend on each other, or there is no finite maximum.
     """
+    study, run, plan = work.study, work.run, work.study.glm
     if study.treatment is not None:
-        return compare_treatments(study, grid, run)
-    began = time.monotonic()
-    work, plan = begin(study, grid, run), study.glm
+        return compare_treatments(work)
     assert plan is not None  # noqa: S101 - the command has checked
     found = plain({"glm": _fit(work)})
     write_whole(run / OUTCOMES_JSON, (json.dumps(found, indent=1, allow_nan=False) + "\n").encode())
@@ -48,7 +44,7 @@ def regress(study: Study, grid: Grid, run: Path) -> Path:
     text = f"{own['family']} regression of {study.cohort.outcome}, {sum(own['persons'].values())} persons, {intercept}."
     page.write_page(run / OUTCOMES_PAGE, study, [f"<p>{text}</p>", page.html_table(heads, rows),
                                                  *page.write_meta(run, own, ratio=own["family"] != "gaussian")])  # fmt: skip
-    finish(work, "glm", own["persons"], time.monotonic() - began, page.summary(found))
+    finish(work, "glm", own["persons"], page.summary(found))
     return run / OUTCOMES_JSON
 
 

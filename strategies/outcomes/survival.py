@@ -8,33 +8,30 @@ All results are exact for times rounded up to the grid that the sites agreed on,
 from __future__ import annotations
 
 import json
-import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from flwr.serverapp import Grid
 
 from fedml.analytics import curves, outcome_forms
 from fedml.analytics.curves import LifeTable
 from fedml.errors import RunError
 from fedml.runs.log import OUTCOMES_JSON, write_whole
 from fedml.strategies.outcomes import cox, page
-from fedml.strategies.outcomes.work import Floats, Work, begin, finish, plain
+from fedml.strategies.outcomes.work import Floats, Work, finish, plain
 from fedml.study.study import Study
 from fedml.wire.records import Phase
 
 CURVES, COX = 0, 1
 
 
-def analyse_survival(study: Study, grid: Grid, run: Path) -> Path:
-    """Runs the analysis and writes its tables to the folder ``run``; returns the path of all results.
+def analyse_survival(work: Work) -> Path:
+    """Runs the analysis and writes its tables to the run's folder; returns the path of all results.
 
     Raises:
         RunError: a site stopped answering, sent numbers that contradict each other, or a model cannot be estimated.
     """
-    began = time.monotonic()
-    work = begin(study, grid, run)
+    study, run = work.study, work.run
     found: dict[str, Any] = {"unit": study.times.time_unit, "event": study.cohort.time_to_event.names[0]}
     edges = np.ones(len(study.times.edges), np.uint8)
     persons: dict[str, int] = {}
@@ -49,7 +46,7 @@ def analyse_survival(study: Study, grid: Grid, run: Path) -> Path:
     found = plain(found)
     write_whole(run / OUTCOMES_JSON, (json.dumps(found, indent=1, allow_nan=False) + "\n").encode())
     page.write_survival(run, study, found)
-    finish(work, "survival", persons, time.monotonic() - began, page.summary(found))
+    finish(work, "survival", persons, page.summary(found))
     return run / OUTCOMES_JSON
 
 

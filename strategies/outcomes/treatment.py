@@ -7,12 +7,10 @@ from __future__ import annotations
 
 import html
 import json
-import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from flwr.serverapp import Grid
 
 from fedml.analytics import glm, outcome_forms, treatment
 from fedml.errors import RunError
@@ -21,25 +19,24 @@ from fedml.strategies.agreement.step import Arrays
 from fedml.strategies.outcomes import page
 from fedml.strategies.outcomes.cox import rows_of
 from fedml.strategies.outcomes.regression import at_sites, newton, places_of, units
-from fedml.strategies.outcomes.work import Work, begin, finish, moments, plain
+from fedml.strategies.outcomes.work import Work, finish, moments, plain
 from fedml.study.study import Study
 from fedml.wire.records import Phase
 
 OF = {"ate": "everyone", "att": "the treated", "overlap": "those who might get either treatment"}
 
 
-def compare_treatments(study: Study, grid: Grid, run: Path) -> Path:
-    """Runs the comparison and writes its tables to the folder ``run``; returns the path of all results.
+def compare_treatments(work: Work) -> Path:
+    """Runs the comparison and writes its tables to the run's folder; returns the path of all results.
 
     Raises:
         RunError: a site stopped answering, the propensity model has no finite maximum, or nobody of a treatment is left.
     """
-    began = time.monotonic()
-    work = begin(study, grid, run)
+    study, run = work.study, work.run
     found = plain({"treatment": _compare(work)})
     write_whole(run / OUTCOMES_JSON, (json.dumps(found, indent=1, allow_nan=False) + "\n").encode())
     page.write_page(run / OUTCOMES_PAGE, study, _parts(run, study, found["treatment"]))
-    finish(work, "glm", found["treatment"]["sites"], time.monotonic() - began, page.summary(found))
+    finish(work, "glm", found["treatment"]["sites"], page.summary(found))
     return run / OUTCOMES_JSON
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -19,6 +20,7 @@ from fedml.runs.events import Outcomes, Step
 from fedml.runs.log import emit
 from fedml.strategies.agreement.agree import agree
 from fedml.strategies.agreement.agreement import Agreement
+from fedml.strategies.agreement.recorded import Recorded
 from fedml.strategies.agreement.step import Arrays, Traffic, take
 from fedml.strategies.rounds import agreed_event, check_reporter
 from fedml.study.outcome_rules import columns_of
@@ -30,13 +32,15 @@ Floats = npt.NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Work:
-    """The study, the connection to the sites, who takes part, network traffic, and how often each phase was asked."""
+    """The study, the connection to the sites or their recorded answers, who takes part, when the analysis began, network traffic,
+    and how often each phase was asked."""
 
     study: Study
-    grid: Grid
+    grid: Grid | Recorded
     run: Path
     agreement: Agreement
-    traffic: Traffic = field(default_factory=dict)
+    began: float
+    traffic: Traffic = field(default_factory=Traffic)
     asked: Counter[Phase] = field(default_factory=Counter)
 
     @property
@@ -79,9 +83,10 @@ class Work:
 
 def begin(study: Study, grid: Grid, run: Path) -> Work:
     """Who takes part. Raises ``RunError`` as ``agree``."""
+    began = time.monotonic()
     agreement = agree(study, grid, check_reporter(run), train=False)
     emit(run, replace(agreed_event(agreement, disclosures=None, parameters=0), image_shape=[]))  # images are not read
-    return Work(study, grid, run, agreement)
+    return Work(study, grid, run, agreement, began, Traffic(run))
 
 
 def moments(work: Work) -> tuple[dict[str, Any], dict[str, Arrays]]:
@@ -112,6 +117,7 @@ def plain(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def finish(work: Work, analysis: str, persons: Mapping[str, int], seconds: float, found: dict[str, Any]) -> None:
+def finish(work: Work, analysis: str, persons: Mapping[str, int], found: dict[str, Any]) -> None:
     """Emits the event of the analysis."""
-    emit(work.run, Outcomes(analysis=analysis, seconds=seconds, sites=work.traffic, persons=dict(persons), found=found))
+    seconds = time.monotonic() - work.began
+    emit(work.run, Outcomes(analysis=analysis, seconds=seconds, sites=work.traffic.rows, persons=dict(persons), found=found))
