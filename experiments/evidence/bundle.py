@@ -21,12 +21,14 @@ from typing import Any
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from fedml.errors import InputError
+from fedml.experiments.evidence.again import derived_of_analysis
 from fedml.experiments.evidence.archive import pack
 from fedml.experiments.evidence.contents import (  # fmt: skip
     CARD,
     CRATE,
     FORMAT,
     MANIFEST,
+    OF_ANALYSIS,
     REPORT,
     REQUIRED,
     SIGNATURE,
@@ -39,9 +41,9 @@ from fedml.experiments.evidence.contents import (  # fmt: skip
 )
 from fedml.experiments.evidence.publication import AUTHORS, CITATION, HOW_TO, ZENODO, Author, publication_of, read_publication
 from fedml.experiments.evidence.signing import canonical, fingerprint, signature
-from fedml.experiments.runs.record import Record, read_record
+from fedml.experiments.runs.record import ANALYSES, TRAININGS, Record, read_record
 from fedml.runs.events import Event
-from fedml.runs.log import COUNTS, EVENTS, LAYOUT, MODEL, PANEL, RECEIVED, STUDY, write_whole
+from fedml.runs.log import COUNTS, EVENTS, LAYOUT, MODEL, PANEL, RECEIVED, SHARED, STEPS, STUDY, SUMS, write_whole
 from fedml.runs.software import words
 from fedml.study.start import FILE as START
 
@@ -60,6 +62,11 @@ _ABOUT = {
     LAYOUT: "Image shape and number of variants for which the model is built",
     COUNTS: "The counts of the last evaluation from each site, from which the metrics are computed",
     RECEIVED: "The same counts byte for byte as they came, of sites that signed them",
+    STEPS: "The steps of the analysis, one a line: of each site the head of its journal and its signature",
+    SUMS: "The sums of each step, as each site sent them, from which every number is computed",
+    SHARED: "The variants of the analysis, how each site's dosages count, and the sites' genotype counts",
+    "outcomes.json": "All results of the analysis",
+    "outcomes.html": "The results as a page",
     VERSIONS: "Versions of packages, interpreter and platform",
     "audit.json": "The lower bound on epsilon that an attack with canaries measured",
     "metrics.json": "Metrics of each round and of the last evaluation",
@@ -80,7 +87,8 @@ _ABOUT = {
 }
 _FORMATS = {
     ".json": "application/json", ".jsonl": "application/jsonl", ".toml": "application/toml", ".tsv": "text/tab-separated-values",
-    ".html": "text/html", ".md": "text/markdown", ".safetensors": "application/octet-stream", ".png": "image/png",
+    ".html": "text/html", ".md": "text/markdown", ".safetensors": "application/octet-stream", ".bin": "application/octet-stream",
+    ".csv": "text/csv", ".svg": "image/svg+xml", ".gz": "application/gzip", ".png": "image/png",
     ".py": "text/x-python", ".cff": "application/yaml",
 }  # fmt: skip
 
@@ -99,14 +107,19 @@ def write_bundle(
     Raises:
         InputError: the run did not finish, lacks a file, contains a name of this machine, or is too large.
     """
-    record = read_record(run)
+    record = read_record(run, (*TRAININGS, *ANALYSES))
     if record.status != "finished":
         raise InputError(f"{run}: the run's status is {record.status}; only a finished run can be bundled.")
     sources = read_sources(run)
     if authors is not None:
         read_publication(authors)
         sources[AUTHORS] = authors
-    if missing := [name for name in REQUIRED if name not in sources]:
+    analysis = record.start.job in ANALYSES
+    if analysis and SUMS not in sources and STEPS in sources:
+        raise InputError(
+            f"{run}: the sums of its sites are larger than a bundle may be, and were not kept; bundle a study of fewer variants."
+        )
+    if missing := [name for name in (OF_ANALYSIS if analysis else REQUIRED) if name not in sources]:
         raise InputError(f"{run}: has no {missing[0]}; run the study again to create it.")
     files = files_of(sources | {VERSIONS: versions_file(record.start.versions)})
     _check_words(run, files, record)
@@ -125,7 +138,7 @@ def write_bundle(
 def files_of(sources: Mapping[str, bytes]) -> dict[str, bytes]:
     """Name -> bytes of the sources and of all files derived from them, without manifest and signature."""
     with record_of(sources) as record:
-        files = {**sources, **derived(record)}
+        files = {**sources, **(derived_of_analysis(record) if record.start.job in ANALYSES else derived(record))}
         return {**files, CRATE: crate(record, files)}
 
 
@@ -183,9 +196,9 @@ def crate(record: Record, files: Mapping[str, bytes]) -> bytes:
         if s.dataset
     ]
     action = add(
-        f"#{record.run_id}", "CreateAction", name=f"fedml run {study.name}", startTime=began, endTime=ended,
+        f"#{record.run_id}", "CreateAction", name=f"fedml {'run' if record.start.job in TRAININGS else record.start.job} {study.name}", startTime=began, endTime=ended,
         actionStatus="http://schema.org/CompletedActionStatus",
-        description=f"{len(record.rounds)} rounds over {len(record.agreed.sites)} sites, engine {record.start.engine}",
+        description=f"{_what(record)} over {len(record.agreed.sites)} sites, engine {record.start.engine}",
     )  # fmt: skip
     action["instrument"], action["object"], action["participant"] = software, [entities[STUDY], *data], sites
     if stated.license:
@@ -197,6 +210,10 @@ def crate(record: Record, files: Mapping[str, bytes]) -> bytes:
     action["result"] = [entity for name, entity in entities.items() if name not in (STUDY, TOML)]
     package.root_dataset["mentions"] = action
     return json.dumps(package.metadata.generate(), indent=1, sort_keys=True, ensure_ascii=False).encode() + b"\n"
+
+
+def _what(record: Record) -> str:
+    return f"{len(record.rounds)} rounds" if record.start.job in TRAININGS else f"analysis {record.start.job}"
 
 
 def _person(add: Callable[..., Any], author: Author) -> Any:
@@ -225,7 +242,8 @@ def _repository(record: Record, add: Callable[..., Any]) -> Any:
 
 
 def _entity(name: str, data: bytes | None) -> dict[str, Any]:
-    about = "Code of the study's author, pinned by its SHA-256 in the study" if name.endswith(".py") else "Predictions on public images"
+    kinds = {".py": "Code of the study's author, pinned by its SHA-256 in the study", ".png": "Predictions on public images"}
+    about = kinds.get(Path(name).suffix, "A table or a plot of the results")
     about = _ABOUT.get(name, about)
     size = {} if data is None else {"contentSize": str(len(data))}
     return {"name": name, "description": about, "encodingFormat": _FORMATS[Path(name).suffix], **size}

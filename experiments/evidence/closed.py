@@ -51,11 +51,7 @@ def form(files: Mapping[str, bytes]) -> Iterator[Problem]:
         yield EVENTS, text
     if json.dumps(layout := json.loads(files[LAYOUT])).encode() != files[LAYOUT] or layout.keys() != {"image_shape", "variants"}:
         yield LAYOUT, "is not as a run writes it"
-    versions = json.loads(files[VERSIONS])
-    if canonical(versions) != files[VERSIONS]:
-        yield VERSIONS, "is not canonical JSON: a key is there twice, or it is written in another way"
-    if why := wrong_form(Versions, versions):
-        yield VERSIONS, why
+    yield from wrong_versions(files[VERSIONS])
     if AUDIT in files:
         audit = json.loads(files[AUDIT])
         if (json.dumps(audit, indent=1, allow_nan=False) + "\n").encode() != files[AUDIT]:
@@ -70,6 +66,15 @@ def form(files: Mapping[str, bytes]) -> Iterator[Problem]:
         yield PANEL, "has a line that is not contig, position, id, REF and ALT"
     elif len(set(panel.split("\n")[:-1])) != panel.count("\n"):
         yield PANEL, "has a variant twice"
+
+
+def wrong_versions(raw: bytes) -> Iterator[Problem]:
+    """versions.json has its form."""
+    versions = json.loads(raw)
+    if canonical(versions) != raw:
+        yield VERSIONS, "is not canonical JSON: a key is there twice, or it is written in another way"
+    if why := wrong_form(Versions, versions):
+        yield VERSIONS, why
 
 
 def arrays(files: Mapping[str, bytes], record: Record) -> Iterator[Problem]:
@@ -287,6 +292,18 @@ def engine(record: Record) -> Iterator[Problem]:
 
 def times(record: Record) -> Iterator[Problem]:
     """Times between 2020 and now, in order, with room for the seconds that each exchange says it took; the run's name has its start."""
+    yield from time_problems(record)
+    before = record.agreed.time
+    for event in exchanges(record.rounds, record.final):
+        if event.seconds > event.time - before + _SLACK:
+            yield EVENTS, f"{event.kind} {event.round}: took {event.seconds:.0f} s, the log has {event.time - before:.0f} s for it"
+        if isinstance(event, Round) and any(row["seconds"] > event.seconds + _SLACK for row in event.sites.values()):
+            yield EVENTS, f"round {event.round}: a site's answer took longer than the round"
+        before = event.time
+
+
+def time_problems(record: Record) -> Iterator[Problem]:
+    """The run's times are between 2020 and now, and its name has its start."""
     start, end = record.start.time, record.end.time
     if not start >= _EARLIEST or not end <= time.time() + _AHEAD:
         yield EVENTS, f"the run is dated {_date(start)} to {_date(end)}, which is before 2020 or in the future"
@@ -297,13 +314,6 @@ def times(record: Record) -> Iterator[Problem]:
         yield EVENTS, "run_id is not the study's name, a date and six digits"
     elif abs(_read(named[1]) - start) > _SLACK:
         yield EVENTS, f"the run's name says {named[1]} UTC, its log begins at {_date(start)}"
-    before = record.agreed.time
-    for event in exchanges(record.rounds, record.final):
-        if event.seconds > event.time - before + _SLACK:
-            yield EVENTS, f"{event.kind} {event.round}: took {event.seconds:.0f} s, the log has {event.time - before:.0f} s for it"
-        if isinstance(event, Round) and any(row["seconds"] > event.seconds + _SLACK for row in event.sites.values()):
-            yield EVENTS, f"round {event.round}: a site's answer took longer than the round"
-        before = event.time
 
 
 def _read(text: str) -> float:

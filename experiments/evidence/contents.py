@@ -12,7 +12,7 @@ import hashlib
 import platform
 import re
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
@@ -26,9 +26,9 @@ from fedml.experiments.evidence.publication import AUTHORS, CITATION, HOW_TO, ZE
 from fedml.experiments.evidence.signing import canonical
 from fedml.experiments.report.page import embedded, render, report_facts
 from fedml.experiments.report.page import figures as report_figures
-from fedml.experiments.runs.record import Record, exchanges, read_record
+from fedml.experiments.runs.record import ANALYSES, TRAININGS, Record, exchanges, job_of, read_record
 from fedml.runs.events import body
-from fedml.runs.log import COUNTS, EVENTS, EXAMPLES, LAYOUT, MODEL, PANEL, RECEIVED, STUDY
+from fedml.runs.log import COUNTS, EVENTS, EXAMPLES, LAYOUT, MODEL, PANEL, RECEIVED, SHARED, STEPS, STUDY, SUMS
 from fedml.runs.software import code_digest, words
 from fedml.study.code_section import DISTRIBUTION
 from fedml.study.sources import FOLDER as CODE
@@ -39,17 +39,25 @@ CRATE, MANIFEST, SIGNATURE, VERSIONS = "ro-crate-metadata.json", "manifest.json"
 REPORT, CARD, TOML, AUDIT = "report.html", "model_card.md", "study.toml", "audit.json"
 REQUIRED = (STUDY, EVENTS, MODEL, PANEL, LAYOUT, COUNTS)
 OPTIONAL = (TOML, AUDIT, START, RECEIVED, AUTHORS)
+OF_ANALYSIS = (STUDY, EVENTS, STEPS, SUMS)  # required of a run of an analysis
+ALSO_OF_ANALYSIS = (TOML, AUTHORS, SHARED)
 _FOLDERS = ((CODE, ".py"), (EXAMPLES, ".png"))  # folders of sources, and how their files end
 
 
 def is_source(name: str) -> bool:
-    """Whether a file of this name is a source, as opposed to derived."""
-    return name in (*REQUIRED, *OPTIONAL, VERSIONS) or any(name.startswith(f"{place}/") and name.endswith(end) for place, end in _FOLDERS)
+    """Whether a file of this name is a source of some kind of run, as opposed to derived."""
+    return name in (*REQUIRED, *OPTIONAL, *OF_ANALYSIS, *ALSO_OF_ANALYSIS, VERSIONS) or any(
+        name.startswith(f"{place}/") and name.endswith(end) for place, end in _FOLDERS
+    )
 
 
 def read_sources(run: Path) -> dict[str, bytes]:
     """Name -> bytes of the source files in a run's folder. Files that do not exist are omitted."""
-    found = [run / name for name in (*REQUIRED, *OPTIONAL) if (run / name).is_file()]
+    analysis = job_of(run) in ANALYSES
+    names = (*OF_ANALYSIS, *ALSO_OF_ANALYSIS) if analysis else (*REQUIRED, *OPTIONAL)
+    found = [run / name for name in names if (run / name).is_file()]
+    if analysis:
+        return {path.name: path.read_bytes() for path in found}
     found += sorted(path for place, end in _FOLDERS for path in (run / place).glob(f"*{end}") if path.is_file())
     return {path.relative_to(run).as_posix(): path.read_bytes() for path in found}
 
@@ -87,7 +95,7 @@ def record_of(sources: Mapping[str, bytes]) -> Iterator[Record]:
         for name, data in sources.items():
             (run / name).parent.mkdir(exist_ok=True)
             (run / name).write_bytes(data)
-        yield read_record(run)
+        yield read_record(run, (*TRAININGS, *ANALYSES))
 
 
 def derived(record: Record) -> dict[str, bytes]:
@@ -122,11 +130,16 @@ def rounds_requested(record: Record) -> dict[str, int]:
 
 def journal_rows(record: Record, site: str) -> list[dict[str, Any]]:
     """Head and length of the site's journal, as sent with each reply; each row is chained to the row before by SHA-256."""
+    events = ((e.kind, e.round, e.sites[site]["journal"]) for e in exchanges(record.rounds, record.final) if site in e.sites)
+    return chained(events)
+
+
+def chained(replies: Iterable[tuple[str, int, Sequence[Any] | None]]) -> list[dict[str, Any]]:
+    """Rows of journals.json. ``replies``: kind and number of an exchange, and head and length of the journal; None: not reported."""
     rows, chain = list[dict[str, Any]](), "0" * 64
-    for event in exchanges(record.rounds, record.final):
-        journal = event.sites[site]["journal"] if site in event.sites else None
+    for kind, number, journal in replies:
         if journal:
-            row = {"event": event.kind, "round": event.round, "head": journal[0], "entries": journal[1]}
+            row = {"event": kind, "round": number, "head": journal[0], "entries": journal[1]}
             chain = hashlib.sha256(chain.encode() + canonical(row)).hexdigest()
             rows.append({**row, "chain": chain})
     return rows

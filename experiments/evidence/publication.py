@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import json
 import tomllib
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any
@@ -25,7 +26,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from fedml.errors import InputError
-from fedml.experiments.runs.record import Record
+from fedml.experiments.runs.record import TRAININGS, Record
 
 AUTHORS, CITATION, ZENODO, HOW_TO = "authors.toml", "CITATION.cff", "zenodo.json", "HOW_TO_CHECK.md"
 NOT_STATED = "not stated"
@@ -140,11 +141,19 @@ def zenodo(record: Record, stated: Publication) -> str:
     return json.dumps({"metadata": metadata, "not_stated": missing}, indent=1, sort_keys=True, ensure_ascii=True) + "\n"
 
 
-def how_to_check(record: Record) -> str:
-    """HOW_TO_CHECK.md: one page for somebody who trusts nobody, with three commands."""
+def how_to_check(record: Record, signed: Sequence[str] | None = None) -> str:
+    """HOW_TO_CHECK.md: one page for somebody who trusts nobody. ``signed``: sites that signed; None: those of the last evaluation."""
     version = record.start.code["version"] if record.start.code is not None else record.start.versions.get("fedml-cohorts", "VERSION")
     digest = "not stated" if record.start.code is None else record.start.code["sha256"]
-    signed = [site for site, row in record.final.sites.items() if "witness" in row]
+    signed = [site for site, row in record.final.sites.items() if "witness" in row] if signed is None else signed
+    model = record.start.job in TRAININGS
+    command = "\n    fedml reproduce run.zip --sites FOLDER" if model else ""
+    third = (
+        "3. The third, for somebody who has the hospitals' data, trains the model again and compares it bit by bit."
+        if model
+        else f"3. Somebody who has the hospitals' data runs `fedml {record.start.job} study.toml --sites FOLDER` and compares the tables."
+    )
+    follow = "hospitals' counts" if model else "sums that the hospitals sent"
     sites = " ".join(f"--site-key {site}=SHA256:..." for site in signed)
     asked = (
         f"Ask each hospital for the fingerprint of its node key (`ssh-keygen -l -f node.key.pub`) and add `{sites}` to the second command."
@@ -156,15 +165,14 @@ def how_to_check(record: Record) -> str:
 Nothing here needs our servers, our accounts or our word. The second command takes seconds and no network.
 
     pip install fedml-cohorts=={version}
-    fedml verify run.zip --fingerprint FINGERPRINT --markdown
-    fedml reproduce run.zip --sites FOLDER
+    fedml verify run.zip --fingerprint FINGERPRINT --markdown{command}
 
 1. The first command installs the software; the wheel that the centre gives you does as well. The run was made by version {version},
    whose files have the SHA-256 {digest}.
 2. The second checks the record: that the key with this fingerprint signed it, that nothing was changed, and that every figure
-   follows from the hospitals' counts. Ask the coordinating centre for the fingerprint by another channel than this file. `run.zip`
+   follows from the {follow}. Ask the coordinating centre for the fingerprint by another channel than this file. `run.zip`
    is the bundle as you got it. {asked}
-3. The third, for somebody who has the hospitals' data, trains the model again and compares it bit by bit.
+{third}
 
 The last line of the second command says what no check can show: what rests on the signer's word alone. The file `report.html` is for
 reading; `docs/evidence.md` of the software describes every check.

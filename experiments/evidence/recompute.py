@@ -6,16 +6,25 @@ be identical.
 
 from __future__ import annotations
 
+import csv
+import gzip
+import io
 import json
 import math
 import re
+import zlib
 from collections.abc import Mapping
 from html import unescape
+from pathlib import PurePosixPath
 from typing import Any
 
 _TOLERANCE = 1e-9
+_OF_P = 1e-6  # relative: of a p value the error is that of its statistic times the statistic
 _NUMBER = re.compile(r"(?<![\w#])-?\d+(?:\.\d+)?(?:[eE][-+]?\d+)?(?!\w)", re.ASCII)
 _TAG = re.compile(r"<[^>]*>")
+_TABLES = {".tsv": "\t", ".csv": ",", ".gz": "\t"}
+_P = re.compile(r"(?:.*_)?p(?:_value)?")  # keys and columns of p values, of which the smallest say most
+_LARGEST_TABLE = 1 << 32  # bytes of a table that was compressed
 
 
 def differs(name: str, given: bytes, fresh: bytes) -> str | None:
@@ -24,11 +33,18 @@ def differs(name: str, given: bytes, fresh: bytes) -> str | None:
         return None
     if len(given) > 2 * len(fresh) + 65_536:
         return "is much longer than the recomputed file"
+    end = PurePosixPath(name).suffix
     try:
+        if end == ".gz":
+            given, fresh = _unpacked(given, len(fresh)), _unpacked(fresh, len(fresh))
+            if given == fresh:
+                return "is compressed in another way than the run does it"
+        if end in _TABLES:
+            return table_differs(given.decode(), fresh.decode(), _TABLES[end])
         text, right = given.decode(), fresh.decode()
         if name.endswith(".json"):
             return value_differs(json.loads(text), json.loads(right), "")
-    except (ValueError, RecursionError):
+    except (ValueError, RecursionError, OSError, EOFError, zlib.error):
         return "cannot be read"
     return text_differs(text, right)
 
@@ -36,6 +52,41 @@ def differs(name: str, given: bytes, fresh: bytes) -> str | None:
 def near(given: float, fresh: float, tolerance: float = _TOLERANCE) -> bool:
     """Whether the numbers are equal within ``tolerance``, relative to the larger (or absolute, if both are below 1)."""
     return given == fresh or (tolerance > 0 and math.isclose(given, fresh, rel_tol=tolerance, abs_tol=tolerance))
+
+
+def near_p(given: float, fresh: float) -> bool:
+    """Whether two p values are equal: relative, however small they are."""
+    return given == fresh or math.isclose(given, fresh, rel_tol=_OF_P, abs_tol=0.0)
+
+
+def _unpacked(data: bytes, packed: int) -> bytes:
+    """The bytes of a gzip file; ``ValueError`` if they are more than a table's of that size would be."""
+    with gzip.GzipFile(fileobj=io.BytesIO(data)) as file:
+        out = file.read(_LARGEST_TABLE if packed > 1 << 22 else 1 << 28)
+        if file.read(1):
+            raise ValueError("is too large")
+    return out
+
+
+def table_differs(given: str, fresh: str, separator: str) -> str | None:
+    """The first difference between two tables of plain text with one line of heads; numbers as ``near`` and ``near_p``."""
+    ours, theirs = (list(csv.reader(io.StringIO(text, newline=""), delimiter=separator)) for text in (given, fresh))
+    if len(ours) != len(theirs) or given.count("\n") != fresh.count("\n"):
+        return f"has {len(ours)} lines, the run gives {len(theirs)}"
+    heads = theirs[0] if theirs else []
+    for number, (mine, right) in enumerate(zip(ours, theirs, strict=True), 1):
+        if len(mine) != len(right):
+            return f"has {len(mine)} columns in line {number}, the run gives {len(right)}"
+        for name, a, b in zip(heads, mine, right, strict=False):
+            if a != b and not _same_number(name, a, b):
+                return f"has {_short(a)} in line {number}, {name[:60]}; the run gives {_short(b)}"
+    return None
+
+
+def _same_number(name: str, a: str, b: str) -> bool:
+    if not (_NUMBER.fullmatch(a) and _NUMBER.fullmatch(b)):
+        return False
+    return near_p(float(a), float(b)) if _P.fullmatch(name) else near(float(a), float(b))
 
 
 def value_differs(given: Any, fresh: Any, where: str, whole: bool = True, tolerance: float = _TOLERANCE) -> str | None:
@@ -55,6 +106,8 @@ def value_differs(given: Any, fresh: Any, where: str, whole: bool = True, tolera
         pairs = enumerate(zip(given, fresh, strict=True))
         return next((w for i, (a, b) in pairs if (w := value_differs(a, b, f"{where}/{i}", whole, tolerance))), None)
     if _number(given) and _number(fresh):
+        if tolerance and _P.fullmatch(where.rpartition("/")[2]):
+            return None if near_p(given, fresh) else f"{where} is {given!r}, the run gives {fresh!r}"
         return None if near(given, fresh, tolerance) else f"{where} is {given!r}, the run gives {fresh!r}"
     return None if type(given) is type(fresh) and given == fresh else f"{where} is {_short(given)}, the run gives {_short(fresh)}"
 

@@ -9,13 +9,14 @@ as with a key that is there twice, of which two readers would read two values.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from fedml.contract.disclosure import DisclosedPolicy
 from fedml.errors import Reason
+from fedml.wire.records import ANALYSES
 
 _MOST_LINES = 100_000
 _Count = Annotated[int, Field(ge=0, le=2**53)]
@@ -253,16 +254,64 @@ class Audit(_Form):
     noise_off: _Canaries | None = None
 
 
+class _StartOfAnalysis(_Start):
+    job: Literal["gwas", "survival", "glm", "describe"]  # type: ignore[assignment]
+
+
+class _AgreedOfAnalysis(_Form):
+    event: Literal["agreed"]
+    time: _Time
+    sites: list[_Name]
+    persons: dict[_Name, _Persons]
+    matching: dict[_Name, dict[_Name, _Count]]
+    variants: _Count
+    image_shape: Annotated[list[int], Field(max_length=0)]
+    parameters: Literal[0]
+
+
+class _Progress(_Form):
+    event: Literal["step"]
+    time: _Time
+    doing: _Text
+    done: _Count
+    total: _Count | None
+    log: bool
+
+
+class _Results(BaseModel):
+    """The figures of an analysis: their keys and values are those that are computed again from the sums."""
+
+    model_config = ConfigDict(strict=True, extra="allow", allow_inf_nan=False)
+    event: Literal["gwas", "outcomes"]
+    time: _Time
+    seconds: _Seconds
+    sites: dict[_Name, _Site]
+    persons: dict[_Name, _Count]
+
+
+class _Step(_Form):
+    phase: Annotated[str, Field(pattern=f"^({'|'.join(sorted(ANALYSES))})$")]
+    number: _Count
+    sites: dict[_Name, _Site]
+
+
 _FORMS: dict[str, tuple[type[_Form], ...]] = {
     "start": (_Start,), "checks": (_Checks,), "agreed": (_Agreed,), "round": (_RoundEvent,), "privacy": (_NoPrivacy, _Privacy),
     "final": (_Final,), "end": (_End,),
 }  # fmt: skip
+_OF_ANALYSIS: dict[str, tuple[type[BaseModel], ...]] = {
+    "start": (_StartOfAnalysis,), "checks": (_Checks,), "agreed": (_AgreedOfAnalysis,), "step": (_Progress,), "gwas": (_Results,),
+    "outcomes": (_Results,), "end": (_End,),
+}  # fmt: skip
 _ORDER = ("start", "checks", "agreed", "round", "privacy", "final", "end")
-_REPEATED = ("checks", "round")
+_REPEATED = ("checks", "round", "step")
+_ONLY = ("gwas", "outcomes")  # of which an analysis has one
 
 
-def wrong_log(raw: bytes) -> Iterator[str]:
-    """What is wrong with the bytes of events.jsonl of a finished run, as sentences."""
+def wrong_log(raw: bytes, result: str = "") -> Iterator[str]:
+    """What is wrong with the bytes of events.jsonl of a finished run, as sentences. ``result``: the event that an analysis ends with."""
+    forms = {k: v for k, v in _OF_ANALYSIS.items() if k not in _ONLY or k == result} if result else dict(_FORMS)
+    order = tuple(forms) if result else _ORDER
     lines = raw.split(b"\n")
     if lines[-1:] != [b""] or len(lines) > _MOST_LINES:
         yield "does not end with a line end, or has more lines than a run writes"
@@ -278,20 +327,40 @@ def wrong_log(raw: bytes) -> Iterator[str]:
             yield f"line {number} is not as a run writes it: a key is there twice, or it is written in another way"
             return
         kind = row.get("event")
-        if kind not in _FORMS:
-            yield f"line {number} has the event {_shown(kind)}, which no finished training has"
+        if kind not in forms:
+            yield f"line {number} has the event {_shown(kind)}, which no finished {'analysis' if result else 'training'} has"
             return
-        if why := wrong_row(row):
+        if why := wrong_row(row, forms):
             yield f"line {number}, {kind}: {why}"
         kinds.append(str(kind))
-    places = [_ORDER.index(kind) for kind in kinds]
-    if places != sorted(places) or any(kinds.count(kind) != 1 for kind in _ORDER if kind not in _REPEATED):
-        yield f"its events are not one {', one '.join(k for k in _ORDER if k not in _REPEATED)} in this order"
+    places = [order.index(kind) for kind in kinds]
+    if places != sorted(places) or any(kinds.count(kind) != 1 for kind in order if kind not in _REPEATED):
+        yield f"its events are not one {', one '.join(k for k in order if k not in _REPEATED)} in this order"
 
 
-def wrong_row(row: dict[str, Any]) -> str:
-    """What is wrong with one event; "" if nothing is."""
-    forms = _FORMS[str(row["event"])]
+def wrong_steps(raw: bytes) -> Iterator[str]:
+    """What is wrong with the bytes of steps.jsonl, as sentences."""
+    lines = raw.split(b"\n")
+    if lines[-1:] != [b""] or len(lines) > _MOST_LINES:
+        yield "does not end with a line end, or has more lines than a run writes"
+        return
+    for number, line in enumerate(lines[:-1], 1):
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError):
+            yield f"line {number} is not JSON"
+            return
+        if json.dumps(row).encode() != line:
+            yield f"line {number} is not as a run writes it: a key is there twice, or it is written in another way"
+        elif why := wrong_form(_Step, row):
+            yield f"line {number}: {why}"
+        elif any("witness" in own and own["witness"] is None for own in row["sites"].values()):
+            yield f"line {number}: witness is null, which is not written"
+
+
+def wrong_row(row: dict[str, Any], known: Mapping[str, tuple[type[BaseModel], ...]] | None = None) -> str:
+    """What is wrong with one event, of those ``known``; "" if nothing is."""
+    forms = (known or _FORMS)[str(row["event"])]
     form = forms[0] if len(forms) == 1 or row.get("unit") == "none" else forms[1]
     if why := wrong_form(form, row):
         return why

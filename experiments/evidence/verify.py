@@ -12,22 +12,22 @@ from __future__ import annotations
 
 import hashlib
 import json
-import tomllib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 from fedml.code.load import forbidden
-from fedml.experiments.evidence import closed, own_code, witnesses
+from fedml.experiments.evidence import analysis, closed, own_code, witnesses
 from fedml.experiments.evidence.archive import BadArchive, unpack
 from fedml.experiments.evidence.bundle import crate
+from fedml.experiments.evidence.checks import Check, Problem, changes, check, check_study, same_files
 from fedml.experiments.evidence.contents import (  # fmt: skip
     CRATE,
     FORMAT,
     MANIFEST,
+    OF_ANALYSIS,
     REQUIRED,
     SIGNATURE,
     TOML,
@@ -39,12 +39,12 @@ from fedml.experiments.evidence.contents import (  # fmt: skip
     rounds_requested,
     software_text,
 )
-from fedml.experiments.evidence.recompute import differs, near, value_differs
-from fedml.experiments.evidence.signing import canonical, check_signature
+from fedml.experiments.evidence.recompute import near, value_differs
+from fedml.experiments.evidence.signing import check_signature
 from fedml.experiments.evidence.words import on_the_signers_word
-from fedml.experiments.runs.record import Record, exchanges
+from fedml.experiments.runs.record import ANALYSES, Record, exchanges
 from fedml.runs.events import Final, Round, body
-from fedml.runs.log import COUNTS, EVENTS, LAYOUT, MODEL, PANEL, STUDY, plain
+from fedml.runs.log import COUNTS, EVENTS, LAYOUT, MODEL, PANEL, SHARED, STEPS, STUDY, SUMS, plain
 from fedml.runs.software import code_digest
 from fedml.strategies.chosen import planned
 from fedml.study.start import FILE as START
@@ -54,18 +54,6 @@ from fedml.tasks.registry import make_task
 EXACT = 1e-12
 _ONCE = ("start", "agreed", "privacy", "final", "end")
 _MOST = 20  # problems listed for one check
-
-Problem = tuple[str, str]  # file, description
-
-
-@dataclass(frozen=True)
-class Check:
-    """The result of one check. ``file``: the file at fault, or the file that was checked. ``text``: the finding."""
-
-    name: str
-    ok: bool
-    file: str
-    text: str
 
 
 @dataclass(frozen=True)
@@ -101,8 +89,9 @@ def verify(bundle: Path, fingerprint: str | None = None, keys: Mapping[str, str]
         return Verified((Check("container", False, error.file, str(error)),), {}, "")
     found = [Check("container", True, bundle.name, f"{len(files)} files, {sum(map(len, files.values())):,} bytes, no other content")]
     signer, signed = _signature(files, fingerprint)
-    found += [signed, *_check("hashes", MANIFEST, "every file is unchanged since the manifest was signed", lambda: _hashes(files))]
-    if missing := [name for name in (*REQUIRED, VERSIONS) if name not in files]:
+    found += [signed, *check("hashes", MANIFEST, "every file is unchanged since the manifest was signed", lambda: _hashes(files))]
+    required = OF_ANALYSIS if SUMS in files else REQUIRED
+    if missing := [name for name in (*required, VERSIONS) if name not in files]:
         found.append(Check("files", False, missing[0], "is missing from the bundle"))
     if not all(check.ok for check in found):  # an incomplete or changed bundle may be hostile and is not parsed further
         return Verified(tuple(found), files, signer)
@@ -112,8 +101,9 @@ def verify(bundle: Path, fingerprint: str | None = None, keys: Mapping[str, str]
             forbidden("it came with a bundle"),
             record_of({name: data for name, data in files.items() if is_source(name)}) as record,
         ):
-            found += _of_record(files, record, keys or {})
-            word = on_the_signers_word(record, files.keys(), keys or {})
+            of_analysis = record.start.job in ANALYSES
+            found += (analysis.checks if of_analysis else _of_record)(files, record, keys or {})
+            word = (analysis.word if of_analysis else on_the_signers_word)(record, files.keys(), keys or {})
     except Exception as error:  # a crafted file may raise any error
         found.append(Check("record", False, EVENTS, f"{STUDY}, {EVENTS} and {COUNTS} cannot be read as a run ({type(error).__name__})"))
     return Verified(tuple(found), files, signer, word)
@@ -124,20 +114,6 @@ def summary(found: Verified) -> str:
     wrong = [check for check in found.checks if not check.ok]
     more = f" ({len(wrong) - 1} more checks failed)" if len(wrong) > 1 else ""
     return f"{wrong[0].file}: {wrong[0].text}{more}." if wrong else "every check passed."
-
-
-def _check(name: str, about: str, well: str, look: Callable[[], Iterable[Problem]]) -> list[Check]:
-    """A failed check for each problem that ``look`` yields, or one passed check with the text ``well``."""
-    try:
-        wrong = list(look())
-    except Exception as error:  # a crafted file may raise any error
-        wrong = [(about, f"cannot be interpreted ({type(error).__name__})")]
-    return [Check(name, False, _shown(file), _shown(text)) for file, text in wrong[:_MOST]] or [Check(name, True, about, _shown(well))]
-
-
-def _shown(text: str) -> str:
-    """Untrusted text for a terminal: non-printable characters, such as cursor movements, are replaced."""
-    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)[:400]
 
 
 def _signature(files: Mapping[str, bytes], fingerprint: str | None) -> tuple[str, Check]:
@@ -171,104 +147,54 @@ def _hashes(files: Mapping[str, bytes]) -> Iterator[Problem]:
         yield MANIFEST, "does not have the keys of a manifest"
 
 
-_OTHER_CODE = (
-    "another version of this software wrote it, so the difference proves nothing: verify with the version that versions.json names, or "
-    "unpack the bundle and write a new report with `fedml report`"
-)
-
-
 def _of_record(files: Mapping[str, bytes], record: Record, keys: Mapping[str, str]) -> Iterator[Check]:
     """The checks of the contents against the sources."""
     same = json.loads(files[VERSIONS])["bundle"]["code_sha256"] == code_digest()
     rounds = len(record.rounds)
-    yield from _check("form", EVENTS, "nothing is in the record but what a run writes", lambda: closed.form(files))
-    yield from _check("study", STUDY, f"the study {record.study.study.name}, {record.start.study_sha256}", lambda: _study(files, record))
+    yield from check("form", EVENTS, "nothing is in the record but what a run writes", lambda: closed.form(files))
+    yield from check("study", STUDY, f"the study {record.study.study.name}, {record.start.study_sha256}", lambda: _study(files, record))
     if TOML in files:
-        yield from _check("study as written", TOML, _changes(files, record), tuple)
-    yield from _check("software", EVENTS, software_text(record, json.loads(files[VERSIONS])["bundle"]["code_sha256"]), tuple)
+        yield from check("study as written", TOML, changes(files, record), tuple)
+    yield from check("software", EVENTS, software_text(record, json.loads(files[VERSIONS])["bundle"]["code_sha256"]), tuple)
     if (start := record.study.model.start) is not None:
         text = f"the weights with which the model began have the SHA-256 that the study pins, {start.sha256}"
-        yield from _check("start", START, text, lambda: own_code.start(files, start))
+        yield from check("start", START, text, lambda: own_code.start(files, start))
     if record.study.code is not None:
-        yield from _check("own code", STUDY, own_code.words(record), lambda: own_code.code(files, record))
-    yield from _check("rounds", EVENTS, f"rounds 1 to {rounds} as planned, each with the roster's sites", lambda: _rounds(record))
-    yield from _check("averages", EVENTS, "the rounds' metrics over all persons agree with those of the sites", lambda: _averages(record))
-    yield from _check("journals", EVENTS, _journals_text(record), lambda: _journals(record))
+        yield from check("own code", STUDY, own_code.words(record), lambda: own_code.code(files, record))
+    yield from check("rounds", EVENTS, f"rounds 1 to {rounds} as planned, each with the roster's sites", lambda: _rounds(record))
+    yield from check("averages", EVENTS, "the rounds' metrics over all persons agree with those of the sites", lambda: _averages(record))
+    yield from check("journals", EVENTS, _journals_text(record), lambda: _journals(record))
     text = f"has the run's last model, {record.final.weights_sha256}, with the parameters agreed on"
-    yield from _check("model", MODEL, text, lambda: closed.arrays(files, record))
+    yield from check("model", MODEL, text, lambda: closed.arrays(files, record))
     text = f"model, first weights, panel, image shape and constants have the digest of the last event, {record.final.meaning_sha256}"
-    yield from _check("meaning", MODEL, text, lambda: closed.meaning(files, record))
-    yield from _check("persons", EVENTS, "persons described, counted and trained on are the same", lambda: closed.persons(record))
+    yield from check("meaning", MODEL, text, lambda: closed.meaning(files, record))
+    yield from check("persons", EVENTS, "persons described, counted and trained on are the same", lambda: closed.persons(record))
     text = "columns of the study, of no more persons than were trained on, with the model's constants as their means"
-    yield from _check("table 1", EVENTS, text, lambda: closed.columns(files, record))
-    yield from _check("ranges", EVENTS, "every metric, loss and number is one that there can be", lambda: closed.ranges(record))
-    yield from _check(
+    yield from check("table 1", EVENTS, text, lambda: closed.columns(files, record))
+    yield from check("ranges", EVENTS, "every metric, loss and number is one that there can be", lambda: closed.ranges(record))
+    yield from check(
         "times", EVENTS, "in order, not before 2020, not in the future, with room for every exchange", lambda: closed.times(record)
     )
-    yield from _check("engine", EVENTS, f"{record.start.engine}, and journals as it has them", lambda: closed.engine(record))
-    yield from _check("witnesses", EVENTS, witnesses.summary(record), lambda: witnesses.check(files, record, keys))
-    yield from _check("metrics", COUNTS, "metrics of the last evaluation follow from the sites' counts to 1e-12", lambda: _metrics(record))
-    yield from _check("epsilon", EVENTS, _epsilon_text(record), lambda: _epsilon(record))
+    yield from check("engine", EVENTS, f"{record.start.engine}, and journals as it has them", lambda: closed.engine(record))
+    yield from check("witnesses", EVENTS, witnesses.summary(record), lambda: witnesses.check(files, record, keys))
+    yield from check("metrics", COUNTS, "metrics of the last evaluation follow from the sites' counts to 1e-12", lambda: _metrics(record))
+    yield from check("epsilon", EVENTS, _epsilon_text(record), lambda: _epsilon(record))
     try:
         fresh = derived(record)
         fresh[CRATE] = crate(record, {k: v for k, v in files.items() if k not in (CRATE, MANIFEST, SIGNATURE)})
     except Exception as error:  # a crafted file may raise any error
         yield Check("recomputed", False, EVENTS, f"the derived files cannot be recomputed ({type(error).__name__})")
         return
-    for name, data in sorted(fresh.items()):
-        how = "recomputed from the run: identical"
-        if files.get(name) != data:
-            how += " except for last digits"
-        yield from _check("recomputed", name, how, partial(_same, files, name, data, same))
-    for name in sorted(files.keys() - fresh.keys() - {MANIFEST, SIGNATURE, VERSIONS, *REQUIRED}):
-        if not is_source(name):
-            yield Check("files", False, name, "does not belong in a bundle")
-
-
-def _same(files: Mapping[str, bytes], name: str, fresh: bytes, same: bool) -> Iterator[Problem]:
-    if name not in files:
-        yield name, "is missing from the bundle"
-    elif found := differs(name, files[name], fresh):
-        yield name, found if same else f"{found}; {_OTHER_CODE}"
+    yield from same_files(files, fresh, [name for name in files if is_source(name) and name not in (STEPS, SUMS, SHARED)], same=same)
 
 
 def _study(files: Mapping[str, bytes], record: Record) -> Iterator[Problem]:
-    start = record.start
-    # A later version of this software has more keys, with defaults; so the file's bytes identify the study, not its parsed form.
-    written = json.loads(files[STUDY])
-    if canonical(written).rstrip(b"\n") != files[STUDY]:
-        yield STUDY, "is not canonical JSON"
-    if found := value_differs(written, json.loads(record.study.canonical), "", whole=False):
-        yield STUDY, f"{found}: this software's reading differs from the file"
-    digest = hashlib.sha256(files[STUDY]).hexdigest()
-    if (start.study_sha256, start.seed, start.study) != (digest, record.study.study.seed, record.study.study.name):
-        yield STUDY, f"is not the study that was run: {EVENTS} has another hash, seed or name"
-    if json.loads(files[MANIFEST])["run"] != record.run_id:
-        yield MANIFEST, f"names another run than {EVENTS}"
-    if json.loads(files[VERSIONS])["run"] != start.versions:
-        yield VERSIONS, f"has other versions than {EVENTS}"
+    yield from check_study(files, record)
     layout = json.loads(files[LAYOUT])
     if layout != {"image_shape": record.agreed.image_shape, "variants": record.agreed.variants}:
         yield LAYOUT, f"has another image shape or number of variants than {EVENTS}"
     if files[PANEL].count(b"\n") != record.agreed.variants:
         yield PANEL, f"has another number of variants than {EVENTS}"
-
-
-def _changes(files: Mapping[str, bytes], record: Record) -> str:
-    """The differences between the study that was run and the author's file, as text; also if that file cannot be read."""
-    try:
-        written = _leaves(tomllib.loads(files[TOML].decode()))
-    except Exception:
-        return f"cannot be read; {STUDY} is the study that was run"
-    run = _leaves(json.loads(record.study.canonical))
-    changed = [key for key, value in written.items() if key not in run or value_differs(value, run[key], "")]
-    return f"the study that was run, {STUDY}, differs from it in: {', '.join(changed)[:200]}" if changed else f"{STUDY} is equivalent"
-
-
-def _leaves(value: Any, where: str = "") -> dict[str, Any]:
-    if not isinstance(value, Mapping):
-        return {where: value}
-    return {k: v for key, inner in value.items() for k, v in _leaves(inner, f"{where}.{key}" if where else str(key)).items()}
 
 
 def _rounds(record: Record) -> Iterator[Problem]:

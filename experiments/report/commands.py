@@ -20,22 +20,24 @@ def report(
     compare: Annotated[bool, typer.Option("--compare", help="Several finished runs of one question, side by side on one page.")] = False,
     figures: Annotated[Path | None, typer.Option("--figures", help="Also write each plot as a vector PDF to this folder.")] = None,
 ) -> None:
-    """Write a run's report: one self-contained HTML page, for a screen, a phone or paper. Of a training run or an association study.
+    """Write a run's report: one self-contained HTML page, for a screen, a phone or paper. Of a training run, an association study or an
+    analysis of outcomes.
 
     Example: fedml report fedml-runs/heart-20260131-101500-3fa2b1 -o report.html
     """
     from fedml.experiments.report.association import render_association
+    from fedml.experiments.report.outcomes import render_outcomes
     from fedml.experiments.report.page import NAME, write_page, write_report
     from fedml.experiments.report.side_by_side import render_side_by_side
-    from fedml.experiments.runs.record import read_record
+    from fedml.experiments.runs.record import job_of, read_record
 
     if len(runs) > 1 and not compare:
         raise InputError(f"{runs[1]}: fedml report takes one run; add --compare for several on one page.")
     path = out or runs[0] / ("compare.html" if compare else NAME)
     if compare:
         write_page(path, render_side_by_side([read_record(run) for run in runs]))
-    elif is_association(runs[0]):
-        write_page(path, render_association(runs[0]))
+    elif render := {"gwas": render_association, **dict.fromkeys(("survival", "glm", "describe"), render_outcomes)}.get(job_of(runs[0])):
+        write_page(path, render(runs[0]))
     else:
         write_report(read_record(runs[0]), path)
     print(path)
@@ -44,17 +46,6 @@ def report(
 
         for file in write_figures(path, figures):
             print(file)
-
-
-def is_association(run: Path) -> bool:
-    """Whether the folder is that of `fedml gwas`; False of a folder that cannot be read, of which the other reader tells what is wrong."""
-    from fedml.runs.events import Start
-    from fedml.runs.log import read_log
-
-    try:
-        return any(isinstance(event, Start) and event.job == "gwas" for event in read_log(run)[0])
-    except (OSError, ValueError):
-        return False
 
 
 def table(

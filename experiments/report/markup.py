@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from fedml.experiments.report.pointers import resolve
 
-Kind = Literal["count", "measure", "estimate", "percent", "bytes", "epsilon", "reasons", "moments", "plain"]
+Kind = Literal["count", "measure", "estimate", "percent", "bytes", "epsilon", "reasons", "moments", "plain", "p"]
 NOTHING = "–"
 _UNITS = ("B", "kB", "MB", "GB", "TB")
 
@@ -40,6 +40,8 @@ def written(value: Any, kind: Kind = "measure") -> str:
         return NOTHING
     if isinstance(value, str):
         return value
+    if kind == "p":
+        return "below 0.0001" if value < 1e-4 else f"{value:.4f}"
     if kind == "count":
         return f"{value:,.0f}"
     if kind == "plain":

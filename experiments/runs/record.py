@@ -6,7 +6,7 @@ record.sites[0].persons, record.final.metrics["test"]["all"]["auroc"], record.co
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,6 +33,7 @@ from fedml.runs.log import last, load_counts, read_log, study_of
 from fedml.study.section import PARTS
 from fedml.study.study import Study
 
+TRAININGS, ANALYSES = ("train", "evaluate"), ("gwas", "survival", "glm", "describe")
 Counts = dict[str, dict[str, dict[str, npt.NDArray[Any]]]]  # part or test@LABEL -> site -> counts by name
 Journal = tuple[str, int]  # head of the chain, entries
 
@@ -98,11 +99,24 @@ class Record:
         return {site.name: site for site in self.sites}[name]
 
 
-def read_record(run: Path) -> Record:
-    """Reads a run's folder.
+def job_of(run: Path) -> str:
+    """What the run was to do (``Start.job``); "" if its log cannot be read, of which its reader tells what is wrong."""
+    try:
+        return last(
+            read_log(run)[0], Start(run_id="", study="", study_sha256="", git_commit="", seed=0, versions={}, engine="", job="", code=None)
+        ).job
+    except (OSError, ValueError):
+        return ""
+
+
+def read_record(run: Path, jobs: Collection[str] = TRAININGS) -> Record:
+    """Reads a run's folder. A run of an analysis has no rounds, no last evaluation and no counts.
+
+    Args:
+        jobs: kinds of runs that are read.
 
     Raises:
-        InputError: this is not the folder of a training run, or its log cannot be read; the message names event and field.
+        InputError: this is not the folder of such a run, or its log cannot be read; the message names event and field.
     """
     try:
         study = study_of(run)
@@ -110,7 +124,7 @@ def read_record(run: Path) -> Record:
     except (OSError, ValueError) as error:
         raise InputError(f"{run}: is not a run's folder ({error}); give a folder from fedml-runs.") from error
     start = next((e for e in reversed(events) if isinstance(e, Start)), None)
-    if start is None or start.job not in ("train", "evaluate"):
+    if start is None or start.job not in jobs:
         raise InputError(f"{run}: is not the folder of a training run; give a folder that `fedml run` wrote.")
     agreed, final, privacy = last(events, NOT_AGREED), last(events, NO_FINAL), last(events, NO_PRIVACY)
     rounds = tuple(e for e in events if isinstance(e, Round))

@@ -82,14 +82,14 @@ def agreement_of(study: Study, agreed: Agreed, shared: bytes | None) -> Agreemen
 
 
 class Answered(NamedTuple):
-    """A step that was computed again. ``given``: site -> arrays of its request; ``agreement``: the record that was sent with it."""
+    """A step that was computed again. ``given``: site -> arrays of its request; ``agreement``: the arrays of the agreement that were sent with it."""
 
     phase: Phase
     number: int
     rows: dict[str, SiteRow]
     sums: dict[str, dict[str, Any]]
-    given: dict[str, Mapping[str, Any]]
-    agreement: RecordDict
+    given: Mapping[str, Mapping[str, Any]]
+    agreement: Mapping[str, Any]
 
 
 class Recorded:
@@ -99,7 +99,9 @@ class Recorded:
         self.study, self.answered = study, list[Answered]()
         self._rows, self._frames = [json.loads(line) for line in steps.splitlines()], _frames(sums)
 
-    def answer(self, phase: Phase, number: int, given: dict[str, Mapping[str, Any]], agreement: RecordDict, shapes: Any) -> Answered:
+    def answer(
+        self, phase: Phase, number: int, given: Mapping[str, Mapping[str, Any]], agreement: Mapping[str, Any], shapes: Any
+    ) -> Answered:
         """The next step's answers, of the sites of ``given`` in this order.
 
         Raises:

@@ -66,7 +66,7 @@ def take(
     own = {name: value for name, value in given.items() if isinstance(value, BySite)}
     if isinstance(grid, Recorded):
         sent = {site: {**same, **{name: own[name][site] for name in own}} for site in agreement.nodes.values()}
-        found = grid.answer(phase, number, sent, content[AGREEMENT], shapes)
+        found = grid.answer(phase, number, sent, unpack(array_record(RecordDict(content), AGREEMENT)), shapes)
         for site, row in found.rows.items():
             if traffic is not None:
                 traffic.add(site, row)
