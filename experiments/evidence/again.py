@@ -28,8 +28,8 @@ FILES = (*OUTCOMES_FILES, GWAS_TABLE, MANHATTAN, QQ)
 
 @dataclass(frozen=True)
 class Again:
-    """``files``: name -> bytes of what the analysis writes. ``page``: its report. ``events``: of its log, after the agreement. ``recorded``: the
-    steps."""
+    """``files``: name -> bytes of what the analysis writes. ``page``: its report. ``events``: of its log, after the agreement.
+    ``recorded``: the steps."""
 
     files: dict[str, bytes]
     page: str

@@ -1,7 +1,7 @@
 """The checks of a bundle of an analysis: association, survival, regression, comparison of treatments, table of persons.
 
-The record has the sums of each step as each site sent them. The analysis is computed again from them, and the log, the tables, the plots and
-the report are compared with what comes out. ``docs/evidence.md`` lists the checks.
+The record has the sums of each step as each site sent them. The analysis is computed again from them, and the log, the tables, the plots
+and the report are compared with what comes out. ``docs/evidence.md`` lists the checks.
 """
 
 from __future__ import annotations

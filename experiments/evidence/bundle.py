@@ -195,8 +195,9 @@ def crate(record: Record, files: Mapping[str, bytes]) -> bytes:
         for s in record.sites
         if s.dataset
     ]
+    command = "run" if record.start.job in TRAININGS else record.start.job
     action = add(
-        f"#{record.run_id}", "CreateAction", name=f"fedml {'run' if record.start.job in TRAININGS else record.start.job} {study.name}", startTime=began, endTime=ended,
+        f"#{record.run_id}", "CreateAction", name=f"fedml {command} {study.name}", startTime=began, endTime=ended,
         actionStatus="http://schema.org/CompletedActionStatus",
         description=f"{_what(record)} over {len(record.agreed.sites)} sites, engine {record.start.engine}",
     )  # fmt: skip

@@ -55,7 +55,7 @@ def same_files(files: Mapping[str, bytes], fresh: Mapping[str, bytes], sources: 
     """A check for each derived file, and one for each file that is neither derived nor a source.
 
     Args:
-        fresh: the derived files, recomputed. sources: names of the sources that the run may have. same: the bundle was written by this code.
+        fresh: the derived files, recomputed. sources: of the run, by name. same: the bundle was written by this code.
     """
     for name, data in sorted(fresh.items()):
         how = "recomputed from the run: identical"

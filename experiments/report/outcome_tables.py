@@ -14,6 +14,8 @@ from fedml.study.study import Study
 
 Found = Mapping[str, Any]
 _FORESTS = 12  # coefficients whose forest plot is drawn
+_FOUR = ("estimate", "error", "lower", "upper")
+_BALANCE = [f"{who}_{when}" for when in ("before", "after") for who in ("control", "treated", "smd")]
 _MODELS = {"fixed": "sites, one effect", "dersimonian_laird": "DerSimonian-Laird", "reml": "REML", "hartung_knapp": "Hartung-Knapp"}
 
 
@@ -61,10 +63,11 @@ def _curves(study: Study, found: Found) -> str:
                      *(Number(pointer(*at, "restricted_mean", h), "estimate") for h in first["restricted_mean"]),
                      *([Number(pointer(*at, "follow_up"), "estimate")] if "follow_up" in first else [])])  # fmt: skip
     heads = ["group", "persons", event, f"person-{unit}", *(f"quantile {q} ({unit})" for q in first["quantiles"]),
-             *(f"mean to {h} ({unit})" for h in first["restricted_mean"]), *(["median follow-up"] if "follow_up" in first else [])]  # fmt: skip
+             *(f"mean to {h} ({unit})" for h in first["restricted_mean"]),
+             *(["median follow-up"] if "follow_up" in first else [])]  # fmt: skip
     note = (
-        f"Limits of {level}, of means and their differences by their standard errors. Quantile 0.5: the median; a dash: the curve does not reach "
-        "it. Mean to a time: restricted mean. Median follow-up: reverse Kaplan-Meier (Schemper and Smith 1996)."
+        f"Limits of {level}, of means and their differences by their standard errors. Quantile 0.5: the median; a dash: the curve does not "
+        "reach it. Mean to a time: restricted mean. Median follow-up: reverse Kaplan-Meier (Schemper and Smith 1996)."
     )
     return section(
         "survival", "Survival", paragraph(grid_words(own["grid"], unit)), picture(svg, f"Survival, {several}", caption),
@@ -112,7 +115,8 @@ def _model(key: str, study: Study, found: Found) -> str:
     for k in range(len(own["coefficients"])):
         at = (key, "coefficients", k)
         rows.append([own["coefficients"][k]["term"], *([_ratio(own["coefficients"][k])] if ratio else []), Number(pointer(*at, "estimate")),
-                     Number(pointer(*at, "model", "error")), Number(pointer(*at, "robust", "error")), Number(pointer(*at, "model", "p"), "p"),
+                     Number(pointer(*at, "model", "error")), Number(pointer(*at, "robust", "error")),
+                     Number(pointer(*at, "model", "p"), "p"),
                      Number(pointer(*at, "robust", "p"), "p"),
                      *([Number(pointer(key, "proportional", "terms", k, "p"), "p")] if cox else [])])  # fmt: skip
     heads = ["covariate", *([effect] if ratio else []), f"log {effect}" if ratio else effect, "SE", "robust SE", "p", "robust p",
@@ -190,7 +194,7 @@ def _meta(key: str, found: Found, ratio: bool) -> str:
         at = (key, "alone", "terms", name, "pooled")
         for model in ("fixed", *pooled["random"]):
             place = (*at, model) if model == "fixed" else (*at, "random", model)
-            rows.append([f"{name}, {_MODELS.get(model, model)}", *(Number(pointer(*place, k)) for k in ("estimate", "error", "lower", "upper")),
+            rows.append([f"{name}, {_MODELS.get(model, model)}", *(Number(pointer(*place, k)) for k in _FOUR),
                          Number(pointer(*place, "p"), "p"), Number(pointer(*place, "between")),
                          Number(pointer(*at, "i2"), "percent") if model == "fixed" else "",
                          Number(pointer(*at, "q_p"), "p") if model == "fixed" else ""])  # fmt: skip
@@ -228,12 +232,13 @@ def _treatment(study: Study, found: Found) -> str:
         [arm["level"], *(Number(pointer("treatment", "arms", k, key), kind) for key, kind in _ARM)] for k, arm in enumerate(own["arms"])
     ]
     balance: list[list[Cell]] = [
-        [row["column"], *(Number(pointer("treatment", "balance", k, f"{who}_{when}")) for when in ("before", "after") for who in ("control", "treated", "smd"))]
+        [row["column"], *(Number(pointer("treatment", "balance", k, field)) for field in _BALANCE)]
         for k, row in enumerate(own["balance"])
     ]  # fmt: skip
     heads = ["column", *(f"{who}, {when}" for when in ("before", "weighted") for who in (control, treated, "SMD"))]
     model: list[list[Cell]] = [
-        [row["term"], Number(pointer("treatment", "propensity", k, "estimate")), Number(pointer("treatment", "propensity", k, "model", "error")),
+        [row["term"], Number(pointer("treatment", "propensity", k, "estimate")),
+         Number(pointer("treatment", "propensity", k, "model", "error")),
          Number(pointer("treatment", "propensity", k, "model", "p"), "p")] for k, row in enumerate(own["propensity"])
     ]  # fmt: skip
     text = (
@@ -251,7 +256,8 @@ def _treatment(study: Study, found: Found) -> str:
 
 
 _ARM: tuple[tuple[str, Any], ...] = (
-    ("persons", "count"), ("trimmed", "count"), ("effective", "measure"), ("crude_mean", "measure"), ("mean", "measure"), ("error", "measure"),
+    ("persons", "count"), ("trimmed", "count"), ("effective", "measure"), ("crude_mean", "measure"), ("mean", "measure"),
+    ("error", "measure"),
 )  # fmt: skip
 
 
@@ -331,5 +337,7 @@ SENTENCES: dict[str, Callable[[Study, Found], list[str]]] = {
 }  # fmt: skip
 CARDS: dict[str, Callable[[Found], list[tuple[str, str, str]]]] = {
     "curves": _cards_curves, "cox": _cards_model("cox"), "glm": _cards_model("glm"),
-    "treatment": lambda found: [("weighted difference", written(found["treatment"]["weighted"]["estimate"]), found["treatment"]["measure"])],
+    "treatment": lambda found: [
+        ("weighted difference", written(found["treatment"]["weighted"]["estimate"]), found["treatment"]["measure"]),
+    ],
 }  # fmt: skip

@@ -80,14 +80,22 @@ def _group(group: Found) -> dict[str, Any]:
     """A group's curve as a plot needs it, and its quantiles and means as estimates with limits."""
     out = {key: group[key] for key in ("time", "at_risk", "persons", "events", "person_time") if key in group}
     out["survival"] = group["survival"]
-    out["quantiles"] = {q: tables.estimate(*value, method="log-log") for q, value in group["quantiles"].items()}
-    out["restricted_mean"] = {
-        h: tables.estimate(mean, *((mean - 1.959964 * error, mean + 1.959964 * error) if None not in (mean, error) else (None, None)))
-        for h, (mean, error) in group["restricted_mean"].items()
-    }
+    out["quantiles"] = {q: _three(value, "log-log") for q, value in group["quantiles"].items()}
+    out["restricted_mean"] = {h: _by_error(*value) for h, value in group["restricted_mean"].items()}
     if "follow_up" in group:
-        out["follow_up"] = tables.estimate(*group["follow_up"], method="reverse Kaplan-Meier")
+        out["follow_up"] = _three(group["follow_up"], "reverse Kaplan-Meier")
     return out
+
+
+def _three(value: Any, method: str) -> dict[str, Any]:
+    middle, low, high = value
+    return tables.estimate(middle, low, high, method)
+
+
+def _by_error(mean: float | None, error: float | None) -> dict[str, Any]:
+    if mean is None or error is None:
+        return tables.estimate(mean, None, None)
+    return tables.estimate(mean, mean - 1.959964 * error, mean + 1.959964 * error)
 
 
 def _plain(value: Any) -> Any:
@@ -108,11 +116,11 @@ def _short(study: Study, found: Found, start: Start) -> str:
         else "One trusts each site for its own sums, and the coordinator for the tables; with the bundle, the tables follow from the sums."
     )
     limits = (
-        "Persons with a missing column of the analysis are not in it. An association is not an effect: what is not adjusted for stays in it. "
-        "Nobody else than these persons was looked at."
+        "Persons with a missing column of the analysis are not in it. An association is not an effect: what is not adjusted for stays "
+        "in it. Nobody else than these persons was looked at."
     )
     rows = [("What was asked", [asked]), ("What came out", out), ("What it does not show", [limits]),
-            ("What it cost in privacy", ["No noise was added. Exact sums over at least as many persons as the sites' policies ask left the sites."]),
+            ("What it cost in privacy", ["No noise was added. Exact sums over as many persons as the sites ask for left the sites."]),
             ("Whom one trusts", [trust])]  # fmt: skip
     cards = [("persons", f"{found['all']:,}", sites), *(card for key, make in tables.CARDS.items() if key in found for card in make(found))]
     items = "".join(
@@ -123,9 +131,9 @@ def _short(study: Study, found: Found, start: Start) -> str:
 
 def _left(start: Start) -> str:
     text = (
-        "Sums over persons, step by step: counts of who enters, has an event and leaves in each interval; sums of covariates; gradients and "
-        "matrices of a regression. No row, no exact time and no person's own value. Each site's gate checked each step; the sums are in the "
-        "run's folder, and whoever gets its bundle sees what the coordinator saw."
+        "Sums over persons, step by step: counts of who enters, has an event and leaves in each interval; sums of covariates; gradients "
+        "and matrices of a regression. No row, no exact time and no person's own value. Each site's gate checked each step; the sums are "
+        "in the run's folder, and whoever gets its bundle sees what the coordinator saw."
         if start.engine == "deployment"
         else "The run was on one machine with the data of all sites, so nothing left anything; its folder has the sums that would have."
     )
@@ -138,7 +146,7 @@ def _check(start: Start, found: Found) -> str:
     about = [("Run", f"{start.run_id}, engine {start.engine}, status {found['run']['status']}"), ("Study, SHA-256", start.study_sha256),
              ("Seed", str(start.seed)), ("Code", "not recorded" if start.code is None else code_words(start.code))]  # fmt: skip
     text = (
-        "fedml bundle writes this run with the sums of its sites to one signed file. fedml verify computes the analysis again from them, offline, "
-        "and compares every number of the tables and of this page."
+        "fedml bundle writes this run with the sums of its sites to one signed file. fedml verify computes the analysis again from them, "
+        "offline, and compares every number of the tables and of this page."
     )
     return section("check", "How to check it", paragraph(text), table(found, "Persons by site", ["site", "persons"], rows), terms(about))

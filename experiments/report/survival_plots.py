@@ -94,7 +94,7 @@ def ratio_forest(rows: Sequence[tuple[str, Mapping[str, float], str]], across: s
     """A row for each site alone, for the sites combined and for the model of all: its estimate with limits, which are written beside it.
 
     Args:
-        rows: name; ``value``, ``low`` and ``high``, on the scale of the coefficient; ``site``, ``two`` (stages) or ``one``. ratio: show exp.
+        rows: name; ``value``, ``low`` and ``high``, on the scale of the coefficient; ``site``, ``two`` or ``one``. ratio: show exp.
     """
     shown = [(name, {k: _scaled(v, ratio) for k, v in one.items()}, kind) for name, one, kind in rows]
     label, beside = 128.0, 118.0

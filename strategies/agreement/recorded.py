@@ -82,7 +82,7 @@ def agreement_of(study: Study, agreed: Agreed, shared: bytes | None) -> Agreemen
 
 
 class Answered(NamedTuple):
-    """A step that was computed again. ``given``: site -> arrays of its request; ``agreement``: the arrays of the agreement that were sent with it."""
+    """A step that was computed again. ``given``: site -> arrays of its request; ``agreement``: arrays of the agreement."""
 
     phase: Phase
     number: int
