@@ -255,7 +255,6 @@ def _check(start: Start, found: Found, study: Study) -> str:
             ("Seed", str(start.seed)), ("Code", "not recorded" if start.code is None else code_words(start.code))]  # fmt: skip
     text = (
         "The figures are from the run's log and table; the two large plots are the files that the run drew of the table. fedml bundle "
-        "and fedml "
-        "verify are for runs that trained a model; an association study is checked by running it again at the sites' data."
+        "writes the run with the sums of its sites to one signed file, and fedml verify computes the analysis again from them."
     )
     return section("check", "How to check it", paragraph(text), terms(rows))

@@ -114,7 +114,8 @@ def _model(key: str, study: Study, found: Found) -> str:
     rows: list[list[Cell]] = []
     for k in range(len(own["coefficients"])):
         at = (key, "coefficients", k)
-        rows.append([own["coefficients"][k]["term"], *([_ratio(own["coefficients"][k])] if ratio else []), Number(pointer(*at, "estimate")),
+        rows.append([own["coefficients"][k]["term"], *([Number(pointer(*at, "ratio"), "estimate")] if ratio else []),
+                     Number(pointer(*at, "estimate")),
                      Number(pointer(*at, "model", "error")), Number(pointer(*at, "robust", "error")),
                      Number(pointer(*at, "model", "p"), "p"),
                      Number(pointer(*at, "robust", "p"), "p"),
@@ -144,8 +145,18 @@ def _how(own: Found, cox: bool) -> str:
     return "an intercept for each site" if len(own.get("intercepts") or []) > 1 else "one intercept"
 
 
+def ratio_of(row: Found) -> dict[str, Any]:
+    """The ratio of a coefficient, with the limits of the model's variance."""
+    return estimate(*_exponents(row))
+
+
+def _exponents(row: Found) -> tuple[float, float, float]:
+    value, low, high = (math.exp(min(v, 700.0)) for v in (row["estimate"], row["model"]["lower"], row["model"]["upper"]))
+    return value, low, high
+
+
 def _ratio(row: Found) -> str:
-    values = [math.exp(min(v, 700.0)) for v in (row["estimate"], row["model"]["lower"], row["model"]["upper"])]
+    values = _exponents(row)
     return f"{written(values[0])} ({written(values[1])} to {written(values[2])})"
 
 
@@ -169,7 +180,7 @@ def _forests(key: str, own: Found, effect: str, ratio: bool) -> str:
         drawn.append(("one stage", {"value": row["estimate"], "low": row["model"]["lower"], "high": row["model"]["upper"]}, "one"))
         drawn = [line for line in drawn if None not in line[1].values()]
         alt = f"{row['term']}: " + "; ".join(f"{name} {one['value']:.3g} ({one['low']:.3g} to {one['high']:.3g})" for name, one, _ in drawn)
-        out.append(picture(ratio_forest(drawn, effect, f"{alt}.", ratio=ratio), row["term"]))
+        out.append(f"<figure>{ratio_forest(drawn, (row['term'], effect), f'{alt}.', ratio=ratio)}</figure>")
     lacking = [site for site, fitted in own["alone"]["fitted"].items() if not fitted]
     without = f" Not fitted alone (too few events, or no finite maximum): {words.join(lacking)}." if lacking else ""
     more = f" The first {_FORESTS} of {len(own['coefficients'])} coefficients are drawn." if len(own["coefficients"]) > _FORESTS else ""

@@ -68,6 +68,9 @@ def _figures(start: Start, event: Outcomes, end: End, results: Found) -> dict[st
     out = {key: value for key, value in results.items() if key not in ("persons", "limits", "values")}
     if "curves" in out:
         out["curves"] = {**out["curves"], "groups": {n: _group(g) for n, g in out["curves"]["groups"].items()}}
+    for key in ("cox", "glm"):
+        if key in out:
+            out[key] = {**out[key], "coefficients": [{**row, "ratio": tables.ratio_of(row)} for row in out[key]["coefficients"]]}
     run = {"id": start.run_id, "engine": start.engine, "study_sha256": start.study_sha256, "seed": start.seed, "status": end.status}
     shown: dict[str, Any] = _plain({
         **out, "run": run, "analysis": event.analysis, "persons": dict(event.persons), "all": sum(event.persons.values()),

@@ -90,10 +90,11 @@ def curve_plot(groups: Mapping[str, Mapping[str, Any]], unit: str, up: str, alt:
     return plots.svg_of(y + 10, alt, [*out, *lines])
 
 
-def ratio_forest(rows: Sequence[tuple[str, Mapping[str, float], str]], across: str, alt: str, *, ratio: bool) -> str:
+def ratio_forest(rows: Sequence[tuple[str, Mapping[str, float], str]], names: tuple[str, str], alt: str, *, ratio: bool) -> str:
     """A row for each site alone, for the sites combined and for the model of all: its estimate with limits, which are written beside it.
 
     Args:
+        names: of the coefficient, and of its scale.
         rows: name; ``value``, ``low`` and ``high``, on the scale of the coefficient; ``site``, ``two`` or ``one``. ratio: show exp.
     """
     shown = [(name, {k: _scaled(v, ratio) for k, v in one.items()}, kind) for name, one, kind in rows]
@@ -108,7 +109,7 @@ def ratio_forest(rows: Sequence[tuple[str, Mapping[str, float], str]], across: s
         value = math.log(max(x, 1e-300)) if ratio else x
         return left + (min(max(value, low), high) - low) / (high - low) * (right - left)
 
-    out = [_text(WIDTH - 4, 14, "with limits", "end", GREY)]
+    out = [_text(4, 14, _short(names[0], 44), "start", INK, ' font-weight="bold"')]
     for mark in _marks(edge, ratio):
         out += [_line(px(mark), top, px(mark), bottom, PALE), _text(px(mark), bottom + 16, f"{mark:g}", "middle", GREY)]
     none = 1.0 if ratio else 0.0
@@ -133,7 +134,7 @@ def ratio_forest(rows: Sequence[tuple[str, Mapping[str, float], str]], across: s
         else:
             corners = f"{x - 7:.1f},{y:.1f} {x:.1f},{y - 6:.1f} {x + 7:.1f},{y:.1f} {x:.1f},{y + 6:.1f}"
             out.append(f'<polygon points="{corners}" fill="{colour}"/>')
-    out += [_line(left, bottom, right, bottom, GREY), _text((left + right) / 2, bottom + 34, across, "middle")]
+    out += [_line(left, bottom, right, bottom, GREY), _text((left + right) / 2, bottom + 34, names[1], "middle")]
     return plots.svg_of(bottom + 42, alt, out)
 
 

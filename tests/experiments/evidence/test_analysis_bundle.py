@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -22,9 +23,12 @@ from fedml.flower.grid import InProcessGrid
 from fedml.flower.keys import key_fingerprint, read_public_key, write_node_key
 from fedml.runs.log import STEPS, SUMS
 from fedml.strategies.server import app as server_app
+from fedml.study.read import read_study
 from fedml.study.study import Study
+from tests.command import STUDIES
 from tests.evidence import KEY, events, rebuilt, signed
 from tests.outcomes import COVARIATES, Drawn, gates_of, study_of, write_sites
+from tests.trait import prepared
 
 DRAWN = Drawn(persons=(150, 120))
 KINDS: dict[str, tuple[str, Study]] = {
@@ -174,3 +178,21 @@ def test_a_run_of_tests_of_genes_is_no_bundle(tmp_path: Path) -> None:
     made = new_run(KINDS["glm"][1], tmp_path, None, engine="local", job="genes")
     with pytest.raises(InputError, match="is not the folder of"):
         write_bundle(made, tmp_path / "x.zip", KEY)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("name", ["tall", "height"])
+def test_a_bundle_of_an_association_study_verifies_and_a_changed_table_is_found(name: str, tmp_path: Path) -> None:
+    prepared(tmp_path)
+    made = _finished("gwas", read_study(STUDIES / f"{name}.toml", overrides={"gwas.components": 2}), tmp_path)
+    write_bundle(made, tmp_path / "gwas.zip", KEY)
+    files = unpack(tmp_path / "gwas.zip")
+    assert _verify(files, tmp_path).ok
+    lines = gzip.decompress(files["gwas.tsv.gz"]).decode().split("\n")
+    cells, heads = lines[5].split("\t"), lines[0].split("\t")
+    cells[heads.index("p_value")] = "1.0e-30"
+    changed = gzip.compress("\n".join([*lines[:5], "\t".join(cells), *lines[6:]]).encode())
+    assert not _verify(files | {"gwas.tsv.gz": changed}, tmp_path).ok
+    forged = events(files, lambda rows: next(row for row in rows if row["event"] == "gwas").update(hits=77))
+    assert not _verify(files | {"events.jsonl": forged}, tmp_path).ok
+    assert "genotype counts" in verify(tmp_path / "gwas.zip").word

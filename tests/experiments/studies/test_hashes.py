@@ -14,7 +14,7 @@ from tests.command import STUDIES
 HASHES = {
     "adrenal": "9652db897bcc9d2ff30bc694f5456513396d139292457e7910b61b4fc9aa1b26",
     "ancestry": "68db1ffeacae3f225c546a1cc82e1bee95e8acaf0c006dcd7c503fd4915edace",
-    "brca": "dbff673c31fe92b67870020278e2a173b4249a6897ea9ac56fbafaf8b932bfb1",
+    "brca": "33e09a9aabe54eab481461f82216021fbea5b4a5c09ad9d641b6072af4e481d7",
     "demo": "dd2b4ffa9fd7aae282fab0aac333e7a79580fc95af2fc3e3f52a1cf0754c10f7",
     "genes": "aafe5f431443e5ae00879b0cdefe41db68c3c5fa2965cb4f3fda7235339a531f",
     "heart": "9e7c671cbe84eb5072cf81ecd004ff44de36583cf664caaf684852be9b4ebce2",
