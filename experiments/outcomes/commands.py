@@ -26,7 +26,7 @@ def survival(
 
     Writes curves.tsv, tests.tsv, cox.tsv, meta.tsv, plots, outcomes.json and a page (outcomes.html) to the run's folder.
 
-    Example: fedml survival experiments/studies/survival.toml --sites out/survival
+    Example: fedml survival experiments/studies/brca.toml --sites out/brca
     """
     study = load_study(study_file, changes, seed)
     if study.survival is None or (study.survival.curves is None and study.survival.cox is None):
