@@ -102,7 +102,7 @@ class Training(Section):
     def _without_later(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
         values = without_unused(self, dump(self), first=_FIRST)
         if self.local_steps:
-            del values["local_epochs"]
+            values.pop("local_epochs", None)  # a part of the section may be asked for
         return values
 
     @model_validator(mode="after")

@@ -17,11 +17,13 @@ from fedml.clients.site.manifest import find_sites
 from fedml.errors import InputError
 from fedml.experiments.evidence.archive import unpack
 from fedml.experiments.evidence.bundle import write_bundle
+from fedml.experiments.evidence.recompute import differs
 from fedml.experiments.evidence.verify import Verified, summary, verify
 from fedml.experiments.runs.run import new_run, run
 from fedml.flower.grid import InProcessGrid
 from fedml.flower.keys import key_fingerprint, read_public_key, write_node_key
 from fedml.runs.log import STEPS, SUMS
+from fedml.strategies.agreement import recorded
 from fedml.strategies.server import app as server_app
 from fedml.study.read import read_study
 from fedml.study.study import Study
@@ -196,3 +198,20 @@ def test_a_bundle_of_an_association_study_verifies_and_a_changed_table_is_found(
     forged = events(files, lambda rows: next(row for row in rows if row["event"] == "gwas").update(hits=77))
     assert not _verify(files | {"events.jsonl": forged}, tmp_path).ok
     assert "genotype counts" in verify(tmp_path / "gwas.zip").word
+
+
+def test_tiny_p_values_are_compared_relative_to_themselves() -> None:
+    assert differs("cox.tsv", b"term\tmodel_p\nage\t1e-40\n", b"term\tmodel_p\nage\t1e-30\n")
+    assert not differs("cox.tsv", b"term\tmodel_p\nage\t1.00000001e-30\n", b"term\tmodel_p\nage\t1e-30\n")
+    assert differs("outcomes.json", b'{"a": {"p": 1e-40}}', b'{"a": {"p": 1e-30}}')
+    assert not differs("cox.tsv", b"term\testimate\nage\t0.50000000001\n", b"term\testimate\nage\t0.5\n")
+    assert differs("cox.tsv", b"term\testimate\nage\t0.500001\n", b"term\testimate\nage\t0.5\n")
+
+
+def test_a_run_with_more_sums_than_a_bundle_takes_has_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(recorded, "MOST_BYTES", 2_000)
+    write_sites(tmp_path, DRAWN)
+    made = _finished("survival", KINDS["survival"][1], tmp_path)
+    assert not (made / SUMS).exists()
+    with pytest.raises(InputError, match="larger than a bundle may be"):
+        write_bundle(made, tmp_path / "x.zip", KEY)

@@ -9,6 +9,7 @@ import pytest
 
 from fedml.study.read import read_study
 from fedml.study.study import parse_study
+from fedml.tracking.names import chosen
 from tests.command import STUDIES
 
 HASHES = {
@@ -43,3 +44,9 @@ def test_the_hash_of_a_study_is_that_of_its_canonical_json_and_does_not_change(n
     canonical = json.dumps(json.loads(study.canonical), sort_keys=True, separators=(",", ":"), ensure_ascii=True)
     assert hashlib.sha256(canonical.encode("ascii")).hexdigest() == HASHES[name]
     assert study.sha256 == HASHES[name] == parse_study(study.canonical).sha256
+
+
+@pytest.mark.parametrize("name", HASHES)
+def test_each_key_that_a_study_changes_is_a_parameter_of_its_runs(name: str) -> None:
+    study = read_study(STUDIES / f"{name}.toml")
+    assert ("training.local_steps" in chosen(study)) == (study.training.local_steps > 0)
