@@ -125,7 +125,7 @@ def answers(
         if reply is None:
             yield Answer(site, Message(RecordDict(), node, "train"), Reason.NO_ANSWER, size, 0, seconds)
         elif reply.has_error():
-            yield Answer(site, reply, _known_reason(reply.error), size, 0, seconds)
+            yield Answer(site, reply, known_reason(reply.error), size, 0, seconds)
         else:
             problem = _problem(check, site, reply, packed=packing)
             yield Answer(site, reply, problem, size, size_bytes(reply.content), seconds, _journal(reply.content), _witness(reply.content))
@@ -154,7 +154,7 @@ def _pull(grid: Grid, message_id: str, deadline: float) -> Message | None:
         wait = min(1.5 * wait, _LONGEST_WAIT)
 
 
-def _known_reason(error: Error) -> str:
+def known_reason(error: Error) -> str:
     """The reason of an error reply. Only known codes are passed on, because other software may send any text."""
     if error.reason in set(Reason):
         return str(error.reason)

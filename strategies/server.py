@@ -17,6 +17,7 @@ from fedml.flower.parent import working
 from fedml.runs.events import End
 from fedml.runs.log import emit
 from fedml.strategies.rounds import preflight, run_study
+from fedml.strategies.watched import watched
 from fedml.study.sources import FOLDER, provide_folder
 from fedml.study.study import Study, shared_study
 
@@ -82,7 +83,9 @@ def main(grid: Grid, context: Context) -> None:
         ask_for_parts_sooner()
     with working(run):
         try:
-            JOBS[str(context.run_config.get("job", "train"))](shared_study(str(context.run_config["study"])), grid, run)
+            study = shared_study(str(context.run_config["study"]))
+            with watched(run, grid, study) as seen:
+                JOBS[str(context.run_config.get("job", "train"))](study, seen, run)
         except (RunError, InputError) as error:
             emit(run, End(status="failed", reason=str(error)))
             raise
