@@ -39,6 +39,8 @@ class Reason(StrEnum):
     INTERNAL = "internal"
     NO_ANSWER = "no-answer"
     NOT_ASKED = "not-asked"
+    LATE = "late"
+    REMOVED = "removed"
     NOT_APPROVED = "not-approved"
     PURPOSE = "purpose-not-allowed"
     DISTRUSTED = "centre-distrusted"

@@ -3,7 +3,8 @@
     with watched(run, grid, study) as seen:
         run_study(study, seen, run)
 
-It changes no message. A thread writes what is new twice a second, so that neither rounds of milliseconds nor replies of hours matter.
+It changes no message; for a site that was removed (``fedml drop``) it answers ``removed`` itself. A thread writes what is new twice a
+second, so that neither rounds of milliseconds nor replies of hours matter.
 """
 
 from __future__ import annotations
@@ -13,20 +14,23 @@ import threading
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from copy import copy
 from pathlib import Path
 from typing import Any, final
 
-from flwr.app import ConfigRecord, Message, RecordDict
+from flwr.app import ConfigRecord, Error, Message, RecordDict
 from flwr.serverapp import Grid
 
+from fedml.errors import Reason
 from fedml.flower.grid import wants_packing
 from fedml.flower.heard import read_heard
-from fedml.runs.live import Live, LiveSite, end_live, write_live
+from fedml.runs.live import Live, LiveSite, dropped, end_live, write_live
 from fedml.strategies.exchange import known_reason
 from fedml.study.study import Study
 from fedml.wire.records import CONFIG, SITE, Phase, config_record, holds, size_bytes
 
 _WRITE_SECONDS, _BEAT_SECONDS = 0.5, 10.0
+_REMOVED = 601  # code of the answer in a removed site's place; outside the range of Flower's codes
 _COUNTED = (Phase.ROUND, Phase.EVALUATE)  # of which the record has the bytes
 
 
@@ -34,15 +38,16 @@ _COUNTED = (Phase.ROUND, Phase.EVALUATE)  # of which the record has the bytes
 class WatchedGrid(Grid):
     """``grid``, and what is known of the exchange that goes on (``live``)."""
 
-    def __init__(self, grid: Grid, study: Study, home: Path | None) -> None:
-        self._grid, self._home = grid, home
+    def __init__(self, run: Path, grid: Grid, study: Study, home: Path | None) -> None:
+        self._folder, self._grid, self._home = run, grid, home
+        self._asked: dict[str, Message] = {}  # message -> the request, without its content
         self.wants_packing = wants_packing(grid)
         self._names = dict(enumerate(study.federation.sites, start=1)) if not self.wants_packing else {}
         self._sent: dict[str, tuple[int, float]] = {}  # message -> (node, Unix seconds)
         self._lock = threading.Lock()
         self._new, self.live = False, Live()
 
-    def write(self, run: Path) -> None:
+    def write(self) -> None:
         """Writes what is new, and every few seconds that the server is there."""
         heard, replies = ({}, {}) if self._home is None else read_heard(self._home)
         with self._lock:
@@ -58,7 +63,7 @@ class WatchedGrid(Grid):
             if not (self._new or now > self.live.written + _BEAT_SECONDS) or not self.live.phase:
                 return
             self._new, self.live.written = False, now
-            write_live(run, self.live)
+            write_live(self._folder, self.live)
 
     def _site(self, node: int) -> LiveSite:
         return self.live.sites.setdefault(self._names.get(node) or f"node {node}", LiveSite())
@@ -74,6 +79,7 @@ class WatchedGrid(Grid):
         outgoing = list(messages)
         about = [(message.metadata.dst_node_id, _config(message.content), size_bytes(message.content)) for message in outgoing]
         ids = list(self._grid.push_messages(outgoing))
+        self._asked = {message_id: _without_content(message) for message_id, message in zip(ids, outgoing, strict=False)}
         with self._lock:
             self._new, now = True, time.time()
             if about:
@@ -89,7 +95,14 @@ class WatchedGrid(Grid):
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
         """Of the grid; who replied is noted."""
-        replies = list(self._grid.pull_messages(message_ids))
+        gone, wanted, replies = dropped(self._folder), list[str](), list[Message]()
+        for message_id in message_ids:
+            request = self._asked.get(message_id)
+            if request is not None and self._names.get(request.metadata.dst_node_id) in gone:
+                replies.append(Message(Error(_REMOVED, str(Reason.REMOVED)), reply_to=request))
+            else:
+                wanted.append(message_id)
+        replies += self._grid.pull_messages(wanted) if wanted else []
         if not replies:
             return replies
         with self._lock:
@@ -134,6 +147,12 @@ class WatchedGrid(Grid):
         return self._grid.send_and_receive(messages, timeout=timeout)
 
 
+def _without_content(message: Message) -> Message:
+    light = copy(message)
+    light.content = RecordDict()
+    return light
+
+
 def _config(content: RecordDict) -> dict[str, Any]:
     return dict(config_record(content, CONFIG)) if holds(content, CONFIG, ConfigRecord) else {}
 
@@ -146,11 +165,11 @@ def _whole(value: Any) -> int:
 def watched(run: Path, grid: Grid, study: Study) -> Iterator[WatchedGrid]:
     """``grid`` watched, for as long as the context lasts."""
     home = os.environ.get("FLWR_HOME") if wants_packing(grid) else None
-    seen, stop = WatchedGrid(grid, study, Path(home) if home else None), threading.Event()
+    seen, stop = WatchedGrid(run, grid, study, Path(home) if home else None), threading.Event()
 
     def write() -> None:
         while not stop.wait(_WRITE_SECONDS):
-            seen.write(run)
+            seen.write()
 
     writer = threading.Thread(target=write, name="live", daemon=True)
     writer.start()

@@ -210,6 +210,17 @@ class Federation(Section):
     evaluate_only: Annotated[tuple[Name, ...], Field(max_length=limits.SITES)] = Field(
         default=(), description="sites of the roster that do not train: all their persons test the final model (external validation)"
     )
+    late: Annotated[float, Field(ge=0, le=1000)] = Field(
+        default=0.0,
+        description="a site that takes so many times its usual time (the median of its last five rounds) is late: the round ends without "
+        "it once the quorum is there; 0: every site has the whole timeout",
+    )
+    late_seconds: Annotated[int, Field(ge=1, le=604_800)] = Field(
+        default=30, description="with late: seconds before which no site is late; after timeout each is"
+    )
+    quorum_persons: Annotated[int, Field(ge=0, le=2**53)] = Field(
+        default=0, description="training persons whose sites must answer each round, together with quorum, or the run fails"
+    )
 
     @model_serializer(mode="wrap")
     def _without_later(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
@@ -222,6 +233,12 @@ class Federation(Section):
         if self.quorum > len(self.training):
             which = "sites lists only" if not self.evaluate_only else "the sites that train are only"
             raise ValueError(f"quorum is {self.quorum} but {which} {len(self.training)}")
+        if 0 < self.late < 1:
+            raise ValueError(f"late is {self.late:g}, so a site would be late before its usual time; set 1 or more, or 0 for none")
+        if not self.late and "late_seconds" in self.model_fields_set:
+            raise ValueError("late_seconds is for a study with late; set late too, or remove it")
+        if self.late and self.late_seconds > self.timeout:
+            raise ValueError(f"late_seconds is {self.late_seconds}, longer than timeout ({self.timeout}); make it shorter")
         return self
 
     @model_validator(mode="after")
