@@ -15,20 +15,12 @@ from typing import Any
 from fedml.errors import InputError
 from fedml.flower.parent import LOCK, has_left
 from fedml.runs.events import NO_END, Agreed, Event, Final, Round, Start, Step
-from fedml.runs.live import FILE, Live, LiveSite, dropped, read_live
+from fedml.runs.live import FILE, Live, doing_of, dropped, long, read_live, words_of
 from fedml.runs.log import EVENTS, STUDY, last, read_log
 from fedml.study.study import Study, parse_study
-from fedml.wire.records import Phase
 
-SILENT_SECONDS = 60.0  # without a sign from a site, which gives one every 20 s at least
 _STALE_SECONDS = 45.0  # a server that works writes every 10 s
 _PACE = 5  # rounds from whose times the end is estimated
-_DOING = {
-    Phase.DESCRIBE: "asking the sites what they have",
-    Phase.VOXELS: "asking for intensity histograms",
-    Phase.STATISTICS: "asking for sums of the training persons",
-    Phase.EVALUATE: "the last evaluation",
-}
 
 
 @dataclass(frozen=True)
@@ -85,7 +77,7 @@ def status_of(run: Path, now: float | None = None) -> Status:
     if state == "ended":
         note = "it ended without a result, with its process or its machine; the folder has all rounds that were complete"
     return Status(
-        run=start.run_id, study=study.study.name, engine=start.engine, state=state, doing=_doing(start, live, events, total), round=done,
+        run=start.run_id, study=study.study.name, engine=start.engine, state=state, doing=_doing(live, events, total), round=done,
         rounds=total, seconds=(end.time if end.came else now if state == "running" else events[-1].time) - start.time, end=finish,
         note=note, sites=sites,
     )  # fmt: skip
@@ -117,13 +109,10 @@ def _works(run: Path, live: Live | None, now: float) -> bool:
     return now - newest < _STALE_SECONDS and live is None  # a server that has just been asked for
 
 
-def _doing(start: Start, live: Live | None, events: list[Event], total: int) -> str:
+def _doing(live: Live | None, events: list[Event], total: int) -> str:
     if live is None or not live.phase:
-        step = last(events, Step(doing="", done=0, total=None, log=False))
-        return step.doing
-    if live.phase == Phase.ROUND:
-        return f"training, round {live.round} of {total}"
-    return _DOING.get(Phase(live.phase), live.phase) if live.phase in set(Phase) else live.phase
+        return last(events, Step(doing="", done=0, total=None, log=False)).doing
+    return doing_of(live, total)
 
 
 def _site(study: Study, name: str, state: str, events: list[Event], live: Live | None, now: float, gone: bool) -> SiteStatus:
@@ -136,7 +125,7 @@ def _site(study: Study, name: str, state: str, events: list[Event], live: Live |
     if gone:
         return SiteStatus(name, "removed by the coordinator", out, into)
     if state == "running" and now_there is not None and live is not None:
-        return SiteStatus(name, _now(now_there, live, now), out, into)
+        return SiteStatus(name, words_of(now_there, live, now), out, into)
     if state == "running":
         agreed = next((e for e in events if isinstance(e, Agreed)), None)
         return SiteStatus(name, "waiting" if agreed is None or name in agreed.sites else "takes no part", out, into)
@@ -147,26 +136,6 @@ def _site(study: Study, name: str, state: str, events: list[Event], live: Live |
     return SiteStatus(name, "; ".join(parts), out, into)
 
 
-def _now(site: LiveSite, live: Live, now: float) -> str:
-    if site.state == "refused":
-        return f"refused: {site.reason}"
-    if site.state == "replied":
-        return "replied"
-    if site.heard is not None and now - site.heard > SILENT_SECONDS:
-        return f"silent for {_long(now - site.heard)}"
-    if live.phase == Phase.ROUND:
-        return "training" if site.percent is None else f"training {site.percent} %"
-    return "computing"
-
-
-def _long(seconds: float) -> str:
-    """A time for a person: ``40 s``, ``3 min``, ``2 h 5 min``."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    minutes = round(seconds / 60)
-    return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
-
-
 def _size(count: int) -> str:
     return f"{count / 1e6:.1f} MB" if count >= 100_000 else f"{count / 1e3:.1f} kB"
 
@@ -175,10 +144,10 @@ def text_of(status: Status, now: float | None = None) -> str:
     """Some lines for a person."""
     now = time.time() if now is None else now
     lines = [
-        f"{status.run} ({status.engine}): {status.state} after {_long(status.seconds)}, {status.round} of {status.rounds} rounds complete"
+        f"{status.run} ({status.engine}): {status.state} after {long(status.seconds)}, {status.round} of {status.rounds} rounds complete"
     ]
     if not status.rounds:
-        lines = [f"{status.run} ({status.engine}): {status.state} after {_long(status.seconds)}"]
+        lines = [f"{status.run} ({status.engine}): {status.state} after {long(status.seconds)}"]
     if status.state == "running" and status.doing:
         lines.append(f"  {status.doing}")
     width = max(len(site.name) for site in status.sites)
@@ -187,7 +156,7 @@ def text_of(status: Status, now: float | None = None) -> str:
     lines.append(f"  {_size(out)} to the sites, {_size(into)} from them")
     if status.end is not None:
         when = datetime.fromtimestamp(status.end).strftime("%Y-%m-%d %H:%M")
-        lines.append(f"  estimated end of training: {when} (in {_long(status.end - now)}, at the pace of the last rounds)")
+        lines.append(f"  estimated end of training: {when} (in {long(status.end - now)}, at the pace of the last rounds)")
     if status.note:
         lines.append(f"  {status.note}")
     return "\n".join(lines)

@@ -14,7 +14,16 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+from fedml.wire.records import Phase
+
 FILE, DROPPED = "live.json", "dropped"
+SILENT_SECONDS = 60.0  # without a sign from a site, which gives one every 15 s
+_DOING: dict[str, str] = {
+    Phase.DESCRIBE: "asking the sites what they have",
+    Phase.VOXELS: "asking for intensity histograms",
+    Phase.STATISTICS: "asking for sums of the training persons",
+    Phase.EVALUATE: "the last evaluation",
+}
 
 
 @dataclass
@@ -87,3 +96,31 @@ def drop(run: Path, site: str) -> None:
     """
     (run / DROPPED).mkdir(exist_ok=True)
     (run / DROPPED / site).touch()
+
+
+def doing_of(live: Live, rounds: int) -> str:
+    """What the server does, in plain words; ``rounds``: of the study."""
+    if live.phase == Phase.ROUND:
+        return f"training, round {live.round} of {rounds}"
+    return _DOING.get(live.phase, live.phase)
+
+
+def words_of(site: LiveSite, live: Live, now: float) -> str:
+    """What a site does, in plain words. ``now``: Unix seconds."""
+    if site.state == "refused":
+        return f"refused: {site.reason}"
+    if site.state == "replied":
+        return "replied"
+    if site.heard is not None and now - site.heard >= SILENT_SECONDS:
+        return f"silent for {long(now - site.heard)}"
+    if live.phase == Phase.ROUND:
+        return "training" if site.percent is None else f"training {site.percent} %"
+    return "computing"
+
+
+def long(seconds: float) -> str:
+    """A time for a person: ``40 s``, ``3 min``, ``2 h 5 min``."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"

@@ -17,11 +17,11 @@ from flwr.app import Context, Message
 from fedml.clients.gate.local import app as client_app
 from fedml.errors import InputError
 from fedml.experiments.runs.run import new_run
-from fedml.experiments.runs.status import SILENT_SECONDS, status_of, text_of
+from fedml.experiments.runs.status import status_of, text_of
 from fedml.flower.grid import InProcessGrid
 from fedml.flower.heard import Heard, percent_of, read_heard
 from fedml.runs.events import Round
-from fedml.runs.live import Live, LiveSite, drop, read_live, write_live
+from fedml.runs.live import SILENT_SECONDS, Live, LiveSite, drop, read_live, write_live
 from fedml.runs.log import read_log
 from fedml.strategies.rounds import run_study
 from fedml.strategies.watched import watched
