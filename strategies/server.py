@@ -6,12 +6,13 @@ The same app serves every engine: in this process, in Flower's simulation, at a 
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
-from fedml.errors import InputError, RunError
+from fedml.errors import sentence_of
 from fedml.flower.grid import ask_for_parts_sooner, wants_packing
 from fedml.flower.parent import working
 from fedml.runs.events import End
@@ -86,10 +87,8 @@ def main(grid: Grid, context: Context) -> None:
             study = shared_study(str(context.run_config["study"]))
             with watched(run, grid, study) as seen:
                 JOBS[str(context.run_config.get("job", "train"))](study, seen, run)
-        except (RunError, InputError) as error:
-            emit(run, End(status="failed", reason=str(error)))
-            raise
         except Exception as error:
-            emit(run, End(status="failed", reason=f"{type(error).__name__}: {error}"))
+            with suppress(OSError):  # a full disk is said by who started the run
+                emit(run, End(status="failed", reason=sentence_of(error)))
             raise
         emit(run, End(status="finished", reason=""))

@@ -31,7 +31,7 @@ from fedml.cohort.persons import Cohort, select
 from fedml.cohort.variants.keys import to_text
 from fedml.cohort.variants.model import stated_keys
 from fedml.contract.disclosure import excluded_counts, policy_bytes
-from fedml.errors import InputError, Reason, SiteError
+from fedml.errors import InputError, Reason, SiteError, disk_is_full, memory_is_full
 from fedml.learning.statistics import cohort_sums
 from fedml.learning.training import GradientHook, Hooks, evaluate, planned_steps, train
 from fedml.modalities.layout import Layout, make_layout
@@ -125,7 +125,12 @@ def reason_of(error: BaseException) -> Reason:
         return error.reason if isinstance(error.reason, Reason) else Reason.INTERNAL
     if isinstance(error, InputError):
         return Reason.BAD_DATA
-    return Reason.NON_FINITE if isinstance(error, FloatingPointError) else Reason.INTERNAL
+    known = {
+        Reason.NON_FINITE: isinstance(error, FloatingPointError),
+        Reason.DISK: disk_is_full(error),
+        Reason.MEMORY: memory_is_full(error),
+    }
+    return next((reason for reason, holds in known.items() if holds), Reason.INTERNAL)
 
 
 def refusal(message: Message, reason: Reason) -> Message:

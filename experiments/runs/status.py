@@ -65,7 +65,7 @@ def status_of(run: Path, now: float | None = None) -> Status:
     start, end = next(e for e in events if isinstance(e, Start)), last(events, NO_END)
     live = None if end.came else read_live(run)
     rounds = [e for e in events if isinstance(e, Round)]
-    state = end.status if end.came else "running" if _works(run, live, now) else "ended"
+    state = end.status if end.came else "running" if _works(run, live, now, len(events) == 1) else "ended"
     done = rounds[-1].round if rounds else 0
     total = study.federation.rounds if start.job == "train" else 0
     sites = tuple(_site(study, name, state, events, live, now, name in dropped(run)) for name in study.federation.sites)
@@ -99,14 +99,14 @@ def _read(run: Path) -> tuple[Study, list[Event]]:
     return study, events
 
 
-def _works(run: Path, live: Live | None, now: float) -> bool:
-    """Whether a server works on the run: it holds its lock, and writes."""
+def _works(run: Path, live: Live | None, now: float, asked: bool) -> bool:
+    """Whether a server works on the run: it holds its lock. ``asked``: nothing has happened but the start."""
     if (run / LOCK).exists() and not has_left(run):
         return True  # also where the machine sleeps, and writes nothing
     if (run / LOCK).exists():
         return False
     newest = max((path.stat().st_mtime for path in (run / EVENTS, run / FILE) if path.exists()), default=0.0)
-    return now - newest < _STALE_SECONDS and live is None  # a server that has just been asked for
+    return now - newest < _STALE_SECONDS and live is None and asked  # its server has just been asked for
 
 
 def _doing(live: Live | None, events: list[Event], total: int) -> str:

@@ -94,7 +94,7 @@ def deliver(
             now.look(client, tracker.parent, tracker.children)
             if tracker.status != "RUNNING" or (not events and not wait()):
                 given.settle()
-                now.end(client, tracker.parent, tracker.children, tracker.status.lower())
+                now.end(client, tracker.parent, tracker.children, {"RUNNING": "ended"}.get(tracker.status, tracker.status.lower()))
                 parent = tracker.close()
                 _audit(client, run, parent)
                 client.set_tag(parent, _SIZE_TAG, _complete(run, at))
