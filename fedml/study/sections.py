@@ -24,6 +24,7 @@ from fedml.errors import nearest
 from fedml.study import limits
 from fedml.study.code_section import OwnName, OwnOptions, known_or_own, names_schema
 from fedml.study.imaging import Pixels
+from fedml.study.lateness import late_problem
 from fedml.study.section import COLUMN, Code, Name, Option, Section, normal, without_later, without_unused
 from fedml.study.start import Start
 from fedml.study.task_traits import TaskName, traits_of
@@ -233,12 +234,8 @@ class Federation(Section):
         if self.quorum > len(self.training):
             which = "sites lists only" if not self.evaluate_only else "the sites that train are only"
             raise ValueError(f"quorum is {self.quorum} but {which} {len(self.training)}")
-        if 0 < self.late < 1:
-            raise ValueError(f"late is {self.late:g}, so a site would be late before its usual time; set 1 or more, or 0 for none")
-        if not self.late and "late_seconds" in self.model_fields_set:
-            raise ValueError("late_seconds is for a study with late; set late too, or remove it")
-        if self.late and self.late_seconds > self.timeout:
-            raise ValueError(f"late_seconds is {self.late_seconds}, longer than timeout ({self.timeout}); make it shorter")
+        if why := late_problem(self.late, self.late_seconds, self.timeout, "late_seconds" in self.model_fields_set):
+            raise ValueError(why)
         return self
 
     @model_validator(mode="after")

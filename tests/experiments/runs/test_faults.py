@@ -1,4 +1,4 @@
-"""Each named fault has one outcome (docs/run-a-federation.md): at a site a code in the record, at the server a sentence and an exit code."""
+"""Each named fault has one outcome (docs/run-a-federation.md): of a site a code in the record, of the server a sentence."""
 
 from __future__ import annotations
 
