@@ -67,8 +67,13 @@ def disk_is_full(error: BaseException) -> bool:
 
 def memory_is_full(error: BaseException) -> bool:
     """Whether it is that: of this process, or of an accelerator (torch's errors are ``RuntimeError``)."""
-    text = str(error) if isinstance(error, RuntimeError) else ""
-    return isinstance(error, MemoryError) or "out of memory" in text or "can't allocate memory" in text
+    if isinstance(error, MemoryError) or not isinstance(error, RuntimeError):
+        return isinstance(error, MemoryError)
+    try:
+        text = str(error)
+    except Exception:  # one whose text cannot be made
+        return False
+    return "out of memory" in text or "can't allocate memory" in text
 
 
 def sentence_of(error: BaseException) -> str:

@@ -18,7 +18,8 @@ import torch
 from flwr.app import Context, Message, RecordDict
 
 from fedml.clients.gate.local import app as client_app
-from fedml.errors import InputError, RunError, sentence_of
+from fedml.clients.work.client import reason_of
+from fedml.errors import InputError, Reason, RunError, sentence_of
 from fedml.experiments.runs.run import new_run
 from fedml.flower.grid import InProcessGrid
 from fedml.runs.events import Round
@@ -219,3 +220,11 @@ def test_a_copied_run_is_read_on_another_machine(manifests: list[Path], tmp_path
 )
 def test_sentences(error: BaseException, says: str) -> None:
     assert says in sentence_of(error)
+
+
+def test_an_error_whose_text_cannot_be_made_is_none_of_them() -> None:
+    def told(self: object) -> str:
+        raise RecursionError
+
+    silent = type("Silent", (RuntimeError,), {"__str__": told})("oslo-017")
+    assert reason_of(silent) is Reason.INTERNAL
