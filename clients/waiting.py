@@ -28,6 +28,7 @@ from typing import IO, TYPE_CHECKING, NoReturn, Protocol, final
 from fedml import quiet
 from fedml.clients.gate.journal import About, Journal
 from fedml.clients.site import logs
+from fedml.clients.site.progress import PROGRESS
 from fedml.errors import InputError, Reason
 from fedml.flower.address import Proxy, node_environment
 from fedml.flower.parent import owned
@@ -41,6 +42,7 @@ log = logging.getLogger("fedml.site")
 _FIRST_WAIT_SECONDS, _LONGEST_WAIT_SECONDS, _RESET_SECONDS = 1.0, 8.0, 120.0
 PID_FILE, SECRET, WAY = "site.pid", "runtime.secret", "proxy"  # WAY: the proxy of the service that runs, without its password
 DIRECT, JOURNAL = "no proxy", "journal.jsonl"
+PROGRESS_VARIABLE = "FEDML_PROGRESS"  # as ``fedml.flower.supernode`` has it, which imports much
 _POST = "FEDML_POST"  # environment variable
 
 
@@ -155,7 +157,9 @@ def attend(post: Post, make: Callable[[], Answers]) -> None:
         file.write(secret)
     address = f"127.0.0.1:{free_ports(1)[0]}"
     command = _node_command(post, address, secret_file)
-    keeper = threading.Thread(target=_keep_node, args=(command, node_environment(proxy), state, stop), daemon=True)
+    around = node_environment(proxy) | {PROGRESS_VARIABLE: str(state / PROGRESS)}
+    (state / PROGRESS).unlink(missing_ok=True)
+    keeper = threading.Thread(target=_keep_node, args=(command, around, state, stop), daemon=True)
     journal.append(direction="site", verdict="noted", reason="start")
     log.info("%s started; SuperLink %s, %s", post.name, post.superlink, f"through the proxy {way}" if proxy else way)
     keeper.start()

@@ -22,6 +22,7 @@ from fedml.experiments.outcomes.commands import describe, glm, survival
 from fedml.experiments.report.commands import report, table
 from fedml.experiments.runs.genes import genes
 from fedml.experiments.runs.launch import UNDELIVERED, closing_line, find, judge, launch, load_study, make_console
+from fedml.experiments.runs.status_commands import drop, status
 from fedml.experiments.sweep.commands import sweep
 from fedml.experiments.tracked.pages import write_pages
 
@@ -363,6 +364,8 @@ for _command in (
     evidence_cli.reproduce,
 ):
     app.command()(_command)
+app.command()(status)
+app.command()(drop)
 app.command()(new)
 app.command()(survival)
 app.command()(glm)

@@ -6,6 +6,7 @@ Each message is one sentence for the user: what is wrong, in which file and key,
 from __future__ import annotations
 
 import difflib
+import errno
 from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import StrEnum
@@ -39,6 +40,8 @@ class Reason(StrEnum):
     INTERNAL = "internal"
     NO_ANSWER = "no-answer"
     NOT_ASKED = "not-asked"
+    LATE = "late"
+    REMOVED = "removed"
     NOT_APPROVED = "not-approved"
     PURPOSE = "purpose-not-allowed"
     DISTRUSTED = "centre-distrusted"
@@ -52,7 +55,34 @@ class Reason(StrEnum):
     TOO_FEW = "too-few-persons"
     BUDGET = "privacy-budget"
     STATE_LOST = "state-lost"
+    MEMORY = "out-of-memory"
+    DISK = "disk-full"
     CODE = "own-code"
+
+
+def disk_is_full(error: BaseException) -> bool:
+    """Whether it is that: the disk, a quota or a limit on the size of a file."""
+    return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+def memory_is_full(error: BaseException) -> bool:
+    """Whether it is that: of this process, or of an accelerator (torch's errors are ``RuntimeError``)."""
+    if isinstance(error, MemoryError) or not isinstance(error, RuntimeError):
+        return isinstance(error, MemoryError)
+    try:
+        text = str(error)
+    except Exception:  # one whose text cannot be made
+        return False
+    return "out of memory" in text or "can't allocate memory" in text
+
+
+def sentence_of(error: BaseException) -> str:
+    """Why a run failed, for a person."""
+    if disk_is_full(error):
+        return f"the disk is full ({error}); free some space, then run again"
+    if memory_is_full(error):
+        return "there is too little memory for this study; close other programs, or set a smaller [training] batch_size"
+    return str(error) if isinstance(error, RunError | InputError) and str(error) else f"{type(error).__name__}: {error}"
 
 
 class SiteError(Exception):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from flwr.app import ArrayRecord, ConfigRecord, Error, Message, RecordDict
@@ -27,7 +27,7 @@ _FIRST_WAIT, _LONGEST_WAIT = 0.001, 0.1  # seconds between two polls for a reply
 @dataclass(frozen=True)
 class Answer:
     """One site's reply, or the reason for its absence. ``message`` has content only if ``reason`` is None; ``journal``: (head, entries).
-    ``witness``: the site's signature on it, not checked."""
+    ``witness``: the site's signature on it, not checked. ``message_id``: of the request."""
 
     site: str
     message: Message
@@ -37,6 +37,15 @@ class Answer:
     seconds: float = 0.0
     journal: tuple[str, int] | None = None
     witness: Witness | None = None
+    message_id: str = ""
+
+
+@dataclass(frozen=True)
+class Patience:
+    """``seconds``: site -> for how long it is waited for, if the others are ``enough``; a site that is not in it has the whole timeout."""
+
+    seconds: Mapping[str, float]
+    enough: Callable[[Collection[str]], bool]
 
 
 @dataclass
@@ -51,6 +60,16 @@ class Participation:
             self.answered[answer.site] = answer
         else:
             self.refused[answer.site] = answer.reason
+
+    def check_persons(self, study: Study, doing: str, persons: Mapping[str, int]) -> None:
+        """Raises ``RunError`` if the sites that answered have fewer training persons than the study's quorum. ``persons``: by site."""
+        found = sum(persons.get(site, 0) for site in self.answered)
+        if found < study.federation.quorum_persons:
+            why = ", ".join(f"{site} ({reason})" for site, reason in self.refused.items()) or "the roster has no other site"
+            raise RunError(
+                f"{doing}: the sites that answered have {found} training persons, quorum_persons is {study.federation.quorum_persons}; "
+                f"missing: {why}. The log of the site explains the reason code."
+            )
 
     def check_quorum(self, study: Study, doing: str, names: Mapping[str, str] | None = None) -> None:
         """Raises ``RunError`` naming each missing or refusing site, if fewer than the quorum answered, of the sites that train.
@@ -98,12 +117,14 @@ def ask(node: int, content: RecordDict, kind: str, timeout: int) -> Message:
 
 
 def answers(
-    grid: Grid, messages: Iterable[Message], names: Mapping[int, str], timeout: float, check: Callable[[str, RecordDict], None]
-) -> Iterator[Answer]:
+    grid: Grid, messages: Iterable[Message], names: Mapping[int, str], timeout: float, check: Callable[[str, RecordDict], None],
+    patience: Patience | None = None,
+) -> Iterator[Answer]:  # fmt: skip
     """Sends ``messages``, then yields one ``Answer`` for each, in their order; after ``timeout`` seconds the rest are ``no-answer``.
 
     Args:
         check: takes site and content, raises ``SiteError`` for an invalid reply; its reason becomes that of the answer.
+        patience: a site that is not there in its time comes after the others: its answer if they are not enough, else ``late``.
     """
     start = time.monotonic()
     outgoing = list(messages)
@@ -118,17 +139,47 @@ def answers(
     accepted = set(grid.push_messages(outgoing))  # in one call, so that shared records are sent once
     sent = [(m.metadata.dst_node_id, size, m.metadata.message_id) for m, size in zip(outgoing, sizes, strict=True)]
     del outgoing, shared
-    for node, size, message_id in sent:
-        site = names.get(node, str(node))
-        reply = _pull(grid, message_id, start + timeout) if message_id in accepted else None
+    slow, there = list[tuple[int, int, str]](), list[str]()
+
+    def answered(site: str, node: int, size: int, message_id: str, reply: Message | None, why: Reason | None = None) -> Answer:
         seconds = time.monotonic() - start
         if reply is None:
-            yield Answer(site, Message(RecordDict(), node, "train"), Reason.NO_ANSWER, size, 0, seconds)
-        elif reply.has_error():
-            yield Answer(site, reply, _known_reason(reply.error), size, 0, seconds)
-        else:
-            problem = _problem(check, site, reply, packed=packing)
-            yield Answer(site, reply, problem, size, size_bytes(reply.content), seconds, _journal(reply.content), _witness(reply.content))
+            none = Message(RecordDict(), node, "train")
+            return Answer(site, none, why or Reason.NO_ANSWER, size, 0, seconds, message_id=message_id)
+        if reply.has_error():
+            return Answer(site, reply, known_reason(reply.error), size, 0, seconds)
+        problem = _problem(check, site, reply, packed=packing)
+        return Answer(site, reply, problem, size, size_bytes(reply.content), seconds, _journal(reply.content), _witness(reply.content))
+
+    for node, size, message_id in sent:
+        site = names.get(node, str(node))
+        until = timeout if patience is None else min(timeout, patience.seconds.get(site, timeout))
+        reply = _pull(grid, message_id, start + until) if message_id in accepted else None
+        if reply is None and until < timeout and message_id in accepted:
+            slow.append((node, size, message_id))
+            continue
+        answer = answered(site, node, size, message_id, reply)
+        if answer.reason is None:
+            there.append(site)
+        yield answer
+    while slow:
+        assert patience is not None  # noqa: S101 - else nobody is slow
+        over, enough = time.monotonic() - start >= timeout, patience.enough(there)
+        reason = Reason.LATE if enough else Reason.NO_ANSWER if over else None
+        still = []
+        for node, size, message_id in slow:
+            site = names.get(node, str(node))
+            reply = _pull(grid, message_id, 0.0)
+            if reply is None and reason is None:
+                still.append((node, size, message_id))
+                continue
+            answer = answered(site, node, size, message_id, reply, reason)
+            if answer.reason is None:
+                there.append(site)
+            yield answer
+        slow = still
+        if slow:
+            time.sleep(_LONGEST_WAIT)
 
 
 def _problem(check: Callable[[str, RecordDict], None], site: str, reply: Message, *, packed: bool) -> str | None:
@@ -154,7 +205,7 @@ def _pull(grid: Grid, message_id: str, deadline: float) -> Message | None:
         wait = min(1.5 * wait, _LONGEST_WAIT)
 
 
-def _known_reason(error: Error) -> str:
+def known_reason(error: Error) -> str:
     """The reason of an error reply. Only known codes are passed on, because other software may send any text."""
     if error.reason in set(Reason):
         return str(error.reason)

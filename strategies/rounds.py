@@ -36,6 +36,7 @@ from fedml.runs.events import (
     SiteRow,
     TrainedRow,
 )
+from fedml.runs.live import dropped
 from fedml.runs.log import emit, save_counts, save_model, save_received, save_unfinished
 from fedml.strategies.agreement.agree import agree
 from fedml.strategies.agreement.agreement import Agreement, ReportChecks
@@ -47,6 +48,7 @@ from fedml.strategies.algorithms.registry import algorithm_of, make_strategy
 from fedml.strategies.chosen import Chosen, chosen_after, ended, kept_round
 from fedml.strategies.exchange import Answer, Participation, answers, ask, config_with, request
 from fedml.strategies.judge import judged
+from fedml.strategies.lateness import Lateness, persons_of
 from fedml.study.start import load_start, taken_over
 from fedml.study.study import Study
 from fedml.tasks.counts import Counts, add_counts
@@ -99,12 +101,13 @@ def run_study(study: Study, grid: Grid, run: Path, agreement: Agreement | None =
     first = digest(start)
     emit(run, replace(agreed_event(agreement, disclosures=agreement.disclosures, parameters=count, started=names), first_sha256=first))
     state, chosen = RunState(0, start, {}), Chosen()
+    lateness = Lateness(study, persons_of(study, agreement.persons))
     requested = dict.fromkeys(sites, 0)  # rounds requested from each site: an upper bound of its releases
     for number in range(1, study.federation.rounds + 1):
         requested = {site: n + 1 for site, n in requested.items()}
         try:
             arrived = state.arrays
-            state, event = one_round(study, grid, run, strategy, agreement, state, number)
+            state, event = one_round(study, grid, run, strategy, agreement, state, lateness)
             chosen = chosen_after(study, chosen, event, arrived, state.arrays)
         except BaseException as error:  # a key of the keyboard too
             if state.round:
@@ -174,25 +177,38 @@ def agreed_event(
 
 
 def one_round(
-    study: Study, grid: Grid, run: Path, strategy: Any, agreement: Agreement, state: RunState, number: int
+    study: Study, grid: Grid, run: Path, strategy: Any, agreement: Agreement, state: RunState, lateness: Lateness
 ) -> tuple[RunState, Round]:
-    """One message to each site: evaluate the model, then train it. The strategy combines replies as they arrive."""
+    """One message to each site: evaluate the model, then train it. The strategy combines replies as they arrive.
+
+    Args:
+        state: after the round before. lateness: of this run.
+    """
+    number = state.round + 1
     began, who, counts = time.monotonic(), Participation(refused=agreement.absent(study)), dict[str, Counts]()
     config = request(study, Phase.ROUND, number)
     if isinstance(strategy, FlowerStrategy):
         strategy.nodes = list(agreement.nodes)
     messages = list(_to_roster(strategy.configure_train(number, pack(state.arrays), config, grid), agreement, config))
-    asked = {message.metadata.dst_node_id for message in messages}
+    asked, busy = (
+        {message.metadata.dst_node_id for message in messages},
+        lateness.busy(grid) | dict.fromkeys(dropped(run), str(Reason.REMOVED)),
+    )
+    messages = [message for message in messages if agreement.nodes[message.metadata.dst_node_id] not in busy]
     who.refused |= {site: str(Reason.NOT_ASKED) for node, site in agreement.nodes.items() if node not in asked}
+    who.refused |= {site: reason for site, reason in busy.items() if site in study.federation.training}
     shapes = {name: tuple(tensor.shape) for name, tensor in state.arrays.items()}
     extras = returned(algorithm_of(study), Phase.ROUND, shapes)
-    incoming = answers(grid, messages, agreement.nodes, study.federation.timeout, _check(study, Phase.ROUND, agreement, shapes, extras))
+    check, patience = _check(study, Phase.ROUND, agreement, shapes, extras), lateness.patience()
+    found = answers(grid, messages, agreement.nodes, study.federation.timeout, check, patience)
+    incoming: Iterable[Answer] = (lateness.note(answer, began) for answer in found)
     norms = dict[str, float]()
     # With privacy of a site, updates are clipped: none can stand out.
     incoming = incoming if study.privacy.unit == "site" else judged(study, incoming, state.arrays, norms, list(extras.records))
     replies = _train_replies(study, incoming, who, counts, extras)
     following, _ = strategy.aggregate_train(number, replies)
     who.check_quorum(study, f"round {number}")
+    who.check_persons(study, f"round {number}", lateness.persons)
     if following is None:
         raise RunError(f"round {number}: no site trained on any person; check the training persons of each site with fedml-site check.")
     arrays = {n: state.arrays[n] if study.training.is_frozen(n) else tensor for n, tensor in unpack_tensors(following).items()}

@@ -6,18 +6,20 @@ The same app serves every engine: in this process, in Flower's simulation, at a 
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
-from fedml.errors import InputError, RunError
+from fedml.errors import sentence_of
 from fedml.flower.grid import ask_for_parts_sooner, wants_packing
 from fedml.flower.parent import working
 from fedml.runs.events import End
 from fedml.runs.log import emit
 from fedml.strategies.rounds import preflight, run_study
+from fedml.strategies.watched import watched
 from fedml.study.sources import FOLDER, provide_folder
 from fedml.study.study import Study, shared_study
 
@@ -70,11 +72,11 @@ def main(grid: Grid, context: Context) -> None:
         ask_for_parts_sooner()
     with working(run):
         try:
-            JOBS[str(context.run_config.get("job", "train"))](shared_study(str(context.run_config["study"])), grid, run)
-        except (RunError, InputError) as error:
-            emit(run, End(status="failed", reason=str(error)))
-            raise
+            study = shared_study(str(context.run_config["study"]))
+            with watched(run, grid, study) as seen:
+                JOBS[str(context.run_config.get("job", "train"))](study, seen, run)
         except Exception as error:
-            emit(run, End(status="failed", reason=f"{type(error).__name__}: {error}"))
+            with suppress(OSError):  # a full disk is said by who started the run
+                emit(run, End(status="failed", reason=sentence_of(error)))
             raise
         emit(run, End(status="finished", reason=""))

@@ -30,6 +30,7 @@ from fedml.strategies.agreement.agree import agree
 from fedml.strategies.algorithms.fedprox import MU
 from fedml.strategies.algorithms.registry import algorithm_of, make_strategy
 from fedml.strategies.exchange import request
+from fedml.strategies.lateness import Lateness, persons_of
 from fedml.strategies.rounds import RunState, begun, evaluate, one_round
 from fedml.study.sources import provide
 from fedml.study.study import Study, for_roster, parse_study, without_transforms
@@ -108,7 +109,8 @@ def _play(gate: Gate, study: Study, run: Path) -> float:
     content = RecordDict({CONFIG: request(study, Phase.ROUND, 1), **agreement.record()})
     weights = {name: torch.from_numpy(value) for name, value in gate.first_weights(content).items()}
     state = RunState(0, begun(study, weights, run)[0], {})
-    state, event = one_round(study, grid, run, make_strategy(study), agreement, state, 1)
+    lateness = Lateness(study, persons_of(study, agreement.persons))
+    state, event = one_round(study, grid, run, make_strategy(study), agreement, state, lateness)
     evaluate(study, grid, agreement, state)
     return event.seconds
 

@@ -61,6 +61,7 @@ from fedml.clients.gate.pins import pin
 from fedml.clients.gate.trust import Level, check_level, exact_answers, level_of
 from fedml.clients.site import released
 from fedml.clients.site.manifest import Site, check_roster, read_site
+from fedml.clients.site.progress import Teller
 from fedml.clients.site.read import load_cohort
 from fedml.clients.site.stamp import stamp_of
 from fedml.clients.work import genomics
@@ -100,6 +101,7 @@ class Gate:
         self._approvals: tuple[str, dict[str, Approval | None]] = ("", {})  # stamp of the files, approvals by study
         self._stamp = stamp_of(site)
         self._cut = self.journal.cut()
+        self._teller = Teller(state)
         self._run = ""
         self._confined: tuple[tuple[str, str], Apart] | None = None  # of one run of one study at a time
         self._apart: set[tuple[str, bool, str]] = set()  # (study, analysis, stamp of the data) whose persons were compared, and noted
@@ -123,7 +125,7 @@ class Gate:
             direction, note["records"] = "out", ()
             charge(self.ledger, self.site.manifest.policy, request, note["about"].run)
             work = self._work(request)
-            content = work.execute(request, message.content, Memory(context.state, note["about"].run))
+            content = work.execute(self._teller.of(request, self.site), message.content, Memory(context.state, note["about"].run))
             note["records"] = named(notes_of(content), content, site_algorithm(request.study).returns)
             shapes = self._shapes(request, message.content) if request.phase is Phase.ROUND else None
             check_reply(request, content, message.content, reply_limits(self.site.manifest, request), shapes)
@@ -145,6 +147,8 @@ class Gate:
             except Exception as failed:
                 log.error("the journal cannot be written; every request is refused until it can be written: %s", failed)
             return refusal(message, reason)
+        finally:
+            self._teller.end()
 
     def close(self) -> None:
         """Ends the confined processes of a study with own code."""

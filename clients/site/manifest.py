@@ -138,6 +138,10 @@ class Policy(_Section):
     max_quarantined: Annotated[float, Field(ge=0, le=1)] = Field(
         default=0.1, description="largest fraction of the persons with images whose image may be excluded as unusable"
     )
+    progress: bool = Field(
+        default=True,
+        description="whether the centre is told how far a round's training is, in tenths; never with privacy of a patient or site",
+    )
     disclose: bool = Field(default=True, description="whether these limits are sent to the researcher, as evidence of the policy in force")
 
     def disclosed(self) -> DisclosedPolicy:

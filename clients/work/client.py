@@ -18,6 +18,7 @@ from flwr.clientapp import ClientApp
 
 from fedml.clients.site.few import without_few
 from fedml.clients.site.manifest import check_roster, find_sites
+from fedml.clients.site.progress import counting
 from fedml.clients.site.read import load_aligned, load_cohort
 from fedml.clients.work.half import Memory, begin, end, round_training
 from fedml.clients.work.loaded import Loaded, model_for, weighed
@@ -30,9 +31,9 @@ from fedml.cohort.persons import Cohort, select
 from fedml.cohort.variants.keys import to_text
 from fedml.cohort.variants.model import stated_keys
 from fedml.contract.disclosure import excluded_counts, policy_bytes
-from fedml.errors import InputError, Reason, SiteError
+from fedml.errors import InputError, Reason, SiteError, disk_is_full, memory_is_full
 from fedml.learning.statistics import cohort_sums
-from fedml.learning.training import GradientHook, Hooks, evaluate, train
+from fedml.learning.training import GradientHook, Hooks, evaluate, planned_steps, train
 from fedml.modalities.layout import Layout, make_layout
 from fedml.modalities.registry import inputs_of
 from fedml.models.device import pick_device
@@ -124,7 +125,12 @@ def reason_of(error: BaseException) -> Reason:
         return error.reason if isinstance(error.reason, Reason) else Reason.INTERNAL
     if isinstance(error, InputError):
         return Reason.BAD_DATA
-    return Reason.NON_FINITE if isinstance(error, FloatingPointError) else Reason.INTERNAL
+    known = {
+        Reason.NON_FINITE: isinstance(error, FloatingPointError),
+        Reason.DISK: disk_is_full(error),
+        Reason.MEMORY: memory_is_full(error),
+    }
+    return next((reason for reason, holds in known.items() if holds), Reason.INTERNAL)
 
 
 def refusal(message: Message, reason: Reason) -> Message:
@@ -323,7 +329,8 @@ def _round(request: Request, content: RecordDict, memory: Memory) -> RecordDict:
         reply[METRICS] = MetricRecord({NUM_EXAMPLES: study.privacy.persons[request.name]})
         return reply
     seed = derive_seed("training", study.study.seed, request.round, request.name)
-    hooks = Hooks(work.hooks, _penalty(study), smallest_of(request) if protected(request) else 1, work.optimizer)
+    told = () if request.tell is None else (counting(request.tell, planned_steps(study, cohort.count("train"))),)
+    hooks = Hooks((*work.hooks, *told), _penalty(study), smallest_of(request) if protected(request) else 1, work.optimizer)
     result = train(model, cohort, round_training(request), task, seed=seed, hooks=hooks, device=device_of(request))
     reply[ARRAYS] = pack(loaded.weights)
     reply.update(end(request, work, loaded.weights, result.steps, memory))

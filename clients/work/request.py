@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -27,6 +28,7 @@ class Request:
     name: str
     manifests: tuple[str, ...]
     trust: str = ""
+    tell: Callable[[float], None] | None = None  # takes how much of a round's training is done, 0 to 1; None: nobody is told
 
 
 def _study_of(content: RecordDict) -> tuple[Study, dict[str, Any]]:

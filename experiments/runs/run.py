@@ -24,7 +24,7 @@ from fedml.clients.site.manifest import Site
 from fedml.clients.site.read import load_cohort
 from fedml.cohort.images.images import Images
 from fedml.cohort.persons import Cohort
-from fedml.errors import InputError, RunError
+from fedml.errors import InputError, RunError, sentence_of
 from fedml.runs.events import NO_FINAL, End, Event, Final, Start
 from fedml.runs.log import EVENTS, STUDY, emit, last, read_log, write_whole
 from fedml.runs.software import git_commit, software
@@ -168,7 +168,7 @@ def run(
     job: Job = "train",
 ) -> Outcome:  # fmt: skip
     """Runs ``study`` and returns its outcome; a failed run returns an ``Outcome``, it does not raise."""
-    began, stop = time.monotonic(), threading.Event()
+    began, stop, why = time.monotonic(), threading.Event(), ""
     follower = threading.Thread(target=follow, args=(run, listeners, stop), name="fedml-follow")
     follower.start()
     try:
@@ -181,21 +181,22 @@ def run(
     except KeyboardInterrupt:
         emit(run, End(status="stopped", reason="stopped from the keyboard"))
     except Exception as error:
+        why = sentence_of(error)
         with suppress(OSError):
             if not _ended(run):
-                emit(run, End(status="failed", reason=str(error) or type(error).__name__))
+                emit(run, End(status="failed", reason=why))
         if debug:
             logging.getLogger("fedml").exception("the run failed")
     finally:
         stop.set()
         follower.join()
-    return outcome(run, time.monotonic() - began)
+    return outcome(run, time.monotonic() - began, why)
 
 
-def outcome(run: Path, seconds: float) -> Outcome:
-    """Reads how a run ended from its folder."""
+def outcome(run: Path, seconds: float, why: str = "") -> Outcome:
+    """Reads how a run ended from its folder. ``why``: what is known of a run that could not write its end."""
     events, _ = read_log(run)
-    end = last(events, End(status="failed", reason='the log ends without an "end" event'))
+    end = last(events, End(status="failed", reason=why or 'the log ends without an "end" event'))
     return Outcome(run, end.status, end.reason, last(events, NO_FINAL), events, seconds)
 
 
@@ -227,9 +228,12 @@ def _wait_for_end(study: Study, run: Path, home: Path, number: int) -> None:
     from fedml.flower.parent import has_left
 
     silence_seconds = study.federation.timeout * (len(study.federation.sites) + 1) + 120
-    asked = time.monotonic()
+    asked = changed = time.monotonic()  # not the clock of the day, which can jump
+    size = 0
     while not _ended(run):
-        if time.time() - (run / EVENTS).stat().st_mtime > silence_seconds:
+        if (now := (run / EVENTS).stat().st_size) != size:
+            size, changed = now, time.monotonic()
+        if time.monotonic() - changed > silence_seconds:
             raise RunError(f"the run has written no event for {silence_seconds} s; see the SuperLink's log.")
         if has_left(run):
             time.sleep(1.0)

@@ -19,6 +19,7 @@ from urllib.parse import urlsplit
 
 from fedml.errors import InputError
 
+PROGRESS = "fedml-progress"  # header of a node's heartbeat: percent of its training in this round (``fedml.flower.heard``)
 WAIT = "fedml-wait"  # header of a node's request for messages: seconds for which an empty answer may be kept back (``fedml.flower.held``)
 _HOST = re.compile(r"(?!-)[A-Za-z0-9_-]{1,63}(\.[A-Za-z0-9_-]{1,63})*\.?")
 

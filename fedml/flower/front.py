@@ -14,11 +14,13 @@ import asyncio.constants
 import asyncio.sslproto
 import importlib
 import logging
+import os
 import resource
 import sys
 import threading
 import time
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -29,6 +31,7 @@ from flwr.superlink.routers.fleet import node_auth
 from flwr.superlink.routers.fleet.router import router
 
 import fedml  # noqa: F401 - switches telemetry off
+from fedml.flower.heard import Heard, hearing
 from fedml.flower.held import FLEET, NODE, RUNTIME, SERVER, Arrivals, held, watch
 from fedml.flower.strangers import (
     ACCEPTED,
@@ -131,13 +134,16 @@ def main() -> None:
             return app.state.linkstate_factory.state().get_node_id_by_public_key(key)
 
         async def serve() -> None:
-            arrivals = Arrivals(asyncio.get_running_loop())
+            heard = Heard(Path(os.environ["FLWR_HOME"]))
+            heard.keep()
+            arrivals = Arrivals(asyncio.get_running_loop(), heard)
             watch(arrivals)
             quick = swift(app, CENTRE)
             alone = held(quick, {RUNTIME: SERVER}, arrivals)
             inner = uvicorn.Server(uvicorn.Config(alone, **{**settings, "proxy_headers": False}))
+            nodes = hearing(held(quick, {FLEET: NODE}, arrivals), heard)
             outer = uvicorn.Config(
-                only_fleet(limited(held(quick, {FLEET: NODE}, arrivals), node_of)), http=Hurried, loop="asyncio", host=host.strip("[]"),
+                only_fleet(limited(nodes, node_of)), http=Hurried, loop="asyncio", host=host.strip("[]"),
                 port=int(port), ssl_certfile=options.public_certificate, ssl_keyfile=options.public_key,
                 backlog=ACCEPTED, lifespan="off", access_log=False, proxy_headers=False, server_header=False, log_config=None,
                 timeout_keep_alive=KEPT_SECONDS,

@@ -29,6 +29,7 @@ from flwr.server.superlink.linkstate.sql_linkstate import SqlLinkState
 from google.protobuf.message import DecodeError
 
 from fedml.flower.address import WAIT
+from fedml.flower.heard import Heard
 from fedml.flower.strangers import App, Receive, Scope, Send
 
 FLEET, RUNTIME = "/v1/fleet/pull-messages", "/v1/runtime/pull-messages"
@@ -44,8 +45,8 @@ _SMALL = 1024  # bytes of an answer that can be empty; and of a node's request
 class Arrivals:
     """Who waits for messages, and which messages lack parts. ``stored`` and ``put`` are called in any thread, the rest in the loop's."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        self._loop, self._lock = loop, threading.Lock()
+    def __init__(self, loop: asyncio.AbstractEventLoop, heard: Heard | None = None) -> None:
+        self._loop, self._lock, self._heard = loop, threading.Lock(), heard
         self._missing: dict[str, tuple[str, set[str]]] = {}  # message -> (its target, parts that are not there)
         self._wanted: dict[str, set[str]] = {}  # part -> messages that lack it
         self._waiting: dict[str, set[asyncio.Event]] = {}
@@ -84,6 +85,8 @@ class Arrivals:
         return target, missing
 
     def _tell(self, targets: list[str]) -> None:
+        if self._heard is not None:
+            self._heard.replied(targets)
         if targets:
             self._loop.call_soon_threadsafe(self._wake, targets)
 

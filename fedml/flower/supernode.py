@@ -16,11 +16,13 @@ Nothing else is changed.
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from functools import partial
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -36,7 +38,7 @@ from flwr.supernode.fleet_http_client import FleetHttpClient
 from flwr.supernode.servicer.runtime import runtime_handlers
 
 import fedml  # noqa: F401 - switches telemetry off
-from fedml.flower.address import WAIT
+from fedml.flower.address import PROGRESS, WAIT
 from fedml.flower.parent import end_with_parent
 from fedml.flower.swift import SITE, hurry, swift
 
@@ -53,6 +55,8 @@ PART_NAP, LONGEST_PART_NAP = 0.05, 2.0
 HOLD, RECEIVING = 20.0, 1.0
 # After two missed heartbeats a killed node counts as gone, and its key can come back: 30 s in place of Flower's 60.
 HEARTBEAT = 15
+PROGRESS_FILE = "FEDML_PROGRESS"  # environment variable: the file with the progress
+PERCENTS = frozenset(str(percent) for percent in range(0, 101, 10))
 KEPT_SECONDS = 60  # a connection to the SuperLink stays open between two requests, or heartbeats; less than the centre's
 
 _receive, _acquire = start_client_internal._pull_and_store_message, runtime_handlers.acquire_task
@@ -86,9 +90,12 @@ class PatientClient(FleetHttpClient):
         self._client = httpx.Client(verify=verify, timeout=timeout, follow_redirects=True, limits=limits)
 
     def intercept(self, context: Any, call_next: Callable[[Any], httpx.Response]) -> httpx.Response:
-        """Adds the header to a request for messages."""
+        """Adds the headers to a request for messages, and to a heartbeat."""
         if context.rpc_method.endswith("/PullMessages"):
             context.request.headers[WAIT] = f"{_last['wait']:.0f}"
+        percent = told_progress(os.environ.get(PROGRESS_FILE, "")) if context.rpc_method.endswith("/SendNodeHeartbeat") else None
+        if percent is not None:
+            context.request.headers[PROGRESS] = str(percent)
         return call_next(context)
 
 
@@ -114,6 +121,15 @@ def receive(*, state: Any, receive: Callable[[], Any], **how: Any) -> int | None
     _last["message"] = time.monotonic()
     _received.set()
     return run
+
+
+def told_progress(file: str) -> int | None:
+    """The percent that the site's gate wrote to ``file``, in tens; None where there is nothing, or anything else."""
+    try:
+        text = Path(file).read_text() if file else ""
+    except (OSError, ValueError):
+        return None
+    return int(text) if text in PERCENTS else None
 
 
 def is_idle(state: Any) -> bool:

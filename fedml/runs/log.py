@@ -79,10 +79,20 @@ def plain(value: Any) -> Any:
 
 
 def emit(run: Path, event: Event) -> None:
-    """Appends one event to the run's log, with the time (Unix seconds)."""
+    """Appends one event to the run's log, with the time (Unix seconds).
+
+    Raises:
+        OSError: the disk is full; the log then ends with the event before, not within this one.
+    """
     line = json.dumps(plain(to_row(replace(event, time=time.time()))), allow_nan=False) + "\n"
-    with (run / EVENTS).open("a", encoding="utf-8") as file:
-        file.write(line)
+    with (run / EVENTS).open("ab", buffering=0) as file:
+        before, data = file.seek(0, os.SEEK_END), memoryview(line.encode())
+        try:
+            while data:
+                data = data[file.write(data) :]
+        except OSError:
+            file.truncate(before)
+            raise
 
 
 def read_log(run: Path, start: int = 0, *, strict: bool = False) -> tuple[list[Event], int]:

@@ -24,6 +24,7 @@ from fedml.errors import nearest
 from fedml.study import limits
 from fedml.study.code_section import OwnName, OwnOptions, known_or_own, names_schema
 from fedml.study.imaging import Pixels
+from fedml.study.lateness import late_problem
 from fedml.study.section import COLUMN, Code, Name, Option, Section, normal, without_later, without_unused
 from fedml.study.start import Start
 from fedml.study.task_traits import TaskName, traits_of
@@ -210,6 +211,17 @@ class Federation(Section):
     evaluate_only: Annotated[tuple[Name, ...], Field(max_length=limits.SITES)] = Field(
         default=(), description="sites of the roster that do not train: all their persons test the final model (external validation)"
     )
+    late: Annotated[float, Field(ge=0, le=1000)] = Field(
+        default=0.0,
+        description="a site that takes so many times its usual time (the median of its last five rounds) is late: the round ends without "
+        "it once the quorum is there; 0: every site has the whole timeout",
+    )
+    late_seconds: Annotated[int, Field(ge=1, le=604_800)] = Field(
+        default=30, description="with late: seconds before which no site is late; after timeout each is"
+    )
+    quorum_persons: Annotated[int, Field(ge=0, le=2**53)] = Field(
+        default=0, description="training persons whose sites must answer each round, together with quorum, or the run fails"
+    )
 
     @model_serializer(mode="wrap")
     def _without_later(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
@@ -222,6 +234,8 @@ class Federation(Section):
         if self.quorum > len(self.training):
             which = "sites lists only" if not self.evaluate_only else "the sites that train are only"
             raise ValueError(f"quorum is {self.quorum} but {which} {len(self.training)}")
+        if why := late_problem(self.late, self.late_seconds, self.timeout, "late_seconds" in self.model_fields_set):
+            raise ValueError(why)
         return self
 
     @model_validator(mode="after")

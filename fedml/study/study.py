@@ -351,7 +351,7 @@ def for_roster(study: Study, sites: Sequence[str], **federation: Any) -> Study:
     """
     plan = study.model_dump(mode="json")
     only = [site for site in study.federation.evaluate_only if site in sites]
-    plan["federation"] |= {"sites": list(sites), "quorum": 0, "evaluate_only": only, **federation}
+    plan["federation"] |= {"sites": list(sites), "quorum": 0, "quorum_persons": 0, "evaluate_only": only, **federation}
     for key in ("schedule", "keep", "patience") if "rounds" in federation else ():
         plan["training"].pop(key, None)
     stated = plan["privacy"]["persons"]

@@ -21,6 +21,7 @@ from fedml.study.study import Study
 from fedml.tracking import outbox
 from fedml.tracking.files import Write
 from fedml.tracking.members import read_member
+from fedml.tracking.now import Now
 from fedml.tracking.registry import package_archive
 from fedml.tracking.store import connect, runs_of
 from fedml.tracking.tracker import Given, Tracker
@@ -85,13 +86,15 @@ def deliver(
             outbox.mark_delivered(run, recorded.info.run_id, at)
             return str(recorded.info.run_id)
         given = given or _computed(run, study, write)
-        tracker, at = Tracker(run, study, given), 0
+        tracker, at, now = Tracker(run, study, given), 0, Now(run, study.federation.rounds)
         package_archive()  # while the run continues
         while True:
             events, at = read_log(run, at)
             tracker(events)
+            now.look(client, tracker.parent, tracker.children)
             if tracker.status != "RUNNING" or (not events and not wait()):
                 given.settle()
+                now.end(client, tracker.parent, tracker.children, {"RUNNING": "ended"}.get(tracker.status, tracker.status.lower()))
                 parent = tracker.close()
                 _audit(client, run, parent)
                 client.set_tag(parent, _SIZE_TAG, _complete(run, at))

@@ -83,6 +83,11 @@ def make_strategy(study: Study) -> Strategy:
         InputError: as ``algorithm_of``; or the path cannot be imported, or its class does not take an option.
     """
     name, algorithm, sites = study.strategy.name, algorithm_of(study), len(study.federation.training)
+    if study.federation.late and algorithm.returns:
+        raise InputError(
+            f"[federation] late leaves a reply out, and {name} changes what it keeps at the site with each reply, so site and server would "
+            "differ; remove late, or choose another strategy."
+        )
     if algorithm.server is not None:
         strategy = Averaging(algorithm, sites)
         return private(strategy, study) if study.privacy.unit == "site" else strategy

@@ -39,6 +39,8 @@ TOUCHED = {
     "flwr.proto.control_pb2:UnregisterNodeRequest",
     "flwr.proto.fleet_pb2:PullMessagesRequest",
     "flwr.proto.fleet_pb2:PullMessagesRequest.FromString",
+    "flwr.proto.heartbeat_pb2:SendNodeHeartbeatRequest",
+    "flwr.proto.heartbeat_pb2:SendNodeHeartbeatRequest.FromString",
     "flwr.proto.node_pb2:NodeInfo",
     "flwr.proto.recorddict_pb2:RecordDict",
     "flwr.proto.runtime_pb2:AcquireTaskRequest",
