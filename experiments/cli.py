@@ -17,7 +17,7 @@ from fedml.experiments.frequencies.commands import app as frequencies_app
 from fedml.experiments.keys.commands import schema
 from fedml.experiments.models.commands import export_adjustment, export_bundle, export_score, import_bundle, predict, promote, prs, ui
 from fedml.experiments.new.commands import import_table, new
-from fedml.experiments.options import Against, Json, Overrides, Runs, Seed, Sites, SitesOrNone, StudyFile, StudyFileOrNone, Track, Where
+from fedml.experiments.options import Against, Json, Overrides, Runs, Seed, Sites, SitesOrNone, StudyFile, StudyFileOrNone, Track, Where, WhereAgain
 from fedml.experiments.outcomes.commands import describe, glm, survival
 from fedml.experiments.report.commands import report, table
 from fedml.experiments.runs.genes import genes
@@ -137,15 +137,24 @@ def check(
 @app.command()
 @grouped
 def run(
-    study_file: StudyFile, where: Where, seed: Seed = None, changes: Overrides = None, as_json: Json = False, track: Track = True
-) -> None:
-    """Run a study over the sites in a folder and record it.
+    study_file: StudyFileOrNone = None, where: WhereAgain = WhereAgain(), seed: Seed = None, changes: Overrides = None,
+    as_json: Json = False, track: Track = True,
+) -> None:  # fmt: skip
+    """Run a study over the sites in a folder and record it; with --resume, go on with a run that stopped.
 
     Example: fedml run experiments/studies/heart.toml --sites out/heart --seed 3 --set strategy.name=fedprox
     """
-    console = make_console(as_json)
-    study = load_study(study_file, changes, seed)
-    launched = launch(study_file, study, where, console, track=track, write=write_pages)
+    console, again = make_console(as_json), where.resume
+    if study_file is None and again is None:
+        raise InputError("fedml run: give a study file, such as fedml run study.toml, or --resume RUN.")
+    given = None if study_file is None else load_study(study_file, changes, seed)
+    if again is not None:
+        from fedml.experiments.runs.resume import study_to_resume
+
+        given = study_to_resume(again, given)
+    assert given is not None  # noqa: S101 - one of the two gave it
+    study = given
+    launched = launch(study_file, study, where, console, "train" if again is None else "resume", track=track, write=write_pages)
     # Not before: they load PyTorch, and the copy of this process that records the run is to have none.
     from fedml.experiments.runs.hints import hints
     from fedml.experiments.runs.show import final_table, notes_of, privacy_of, summary

@@ -30,7 +30,8 @@ from fedml.strategies.agreement.agree import agree
 from fedml.strategies.algorithms.fedprox import MU
 from fedml.strategies.algorithms.registry import algorithm_of, make_strategy
 from fedml.strategies.exchange import request
-from fedml.strategies.rounds import RunState, begun, evaluate, one_round
+from fedml.strategies.checkpoint import RunState
+from fedml.strategies.rounds import begun, evaluate, one_round
 from fedml.study.sources import provide
 from fedml.study.study import Study, for_roster, parse_study, without_transforms
 from fedml.synthetic.placeholder import make_placeholder
@@ -108,7 +109,7 @@ def _play(gate: Gate, study: Study, run: Path) -> float:
     content = RecordDict({CONFIG: request(study, Phase.ROUND, 1), **agreement.record()})
     weights = {name: torch.from_numpy(value) for name, value in gate.first_weights(content).items()}
     state = RunState(0, begun(study, weights, run)[0], {})
-    state, event = one_round(study, grid, run, make_strategy(study), agreement, state, 1)
+    state, event = one_round(study, grid, make_strategy(study), agreement, state, 1)
     evaluate(study, grid, agreement, state)
     return event.seconds
 

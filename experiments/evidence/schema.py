@@ -163,6 +163,17 @@ class _RoundEvent(_Form):
     refused: dict[_Name, _Reason]
 
 
+class _Resumed(_Form):
+    event: Literal["resumed"]
+    time: _Time
+    round: _Round
+    status: Literal["killed", "failed", "stopped"]
+    reason: _Text
+    rounds_again: _Count
+    evaluations_again: _Count
+    code: _Code
+
+
 class _Claim(_Form):
     unit: Literal["person", "site"]
     adjacency: _Name
@@ -254,11 +265,12 @@ class Audit(_Form):
 
 
 _FORMS: dict[str, tuple[type[_Form], ...]] = {
-    "start": (_Start,), "checks": (_Checks,), "agreed": (_Agreed,), "round": (_RoundEvent,), "privacy": (_NoPrivacy, _Privacy),
+    "start": (_Start,), "checks": (_Checks,), "agreed": (_Agreed,), "round": (_RoundEvent,), "resumed": (_Resumed,), "privacy": (_NoPrivacy, _Privacy),
     "final": (_Final,), "end": (_End,),
 }  # fmt: skip
 _ORDER = ("start", "checks", "agreed", "round", "privacy", "final", "end")
 _REPEATED = ("checks", "round")
+_ANYWHERE = "resumed"  # between the first event and the last
 
 
 def wrong_log(raw: bytes) -> Iterator[str]:
@@ -284,6 +296,9 @@ def wrong_log(raw: bytes) -> Iterator[str]:
         if why := wrong_row(row):
             yield f"line {number}, {kind}: {why}"
         kinds.append(str(kind))
+    if _ANYWHERE in (kinds[0], kinds[-1]):
+        yield "begins or ends with a run that goes on"
+    kinds = [kind for kind in kinds if kind != _ANYWHERE]
     places = [_ORDER.index(kind) for kind in kinds]
     if places != sorted(places) or any(kinds.count(kind) != 1 for kind in _ORDER if kind not in _REPEATED):
         yield f"its events are not one {', one '.join(k for k in _ORDER if k not in _REPEATED)} in this order"

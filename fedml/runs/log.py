@@ -76,8 +76,8 @@ def plain(value: Any) -> Any:
 
 
 def emit(run: Path, event: Event) -> None:
-    """Appends one event to the run's log, with the time (Unix seconds)."""
-    line = json.dumps(plain(to_row(replace(event, time=time.time()))), allow_nan=False) + "\n"
+    """Appends one event to the run's log, with the time (Unix seconds): its own if it has one, or now."""
+    line = json.dumps(plain(to_row(replace(event, time=event.time or time.time()))), allow_nan=False) + "\n"
     with (run / EVENTS).open("a", encoding="utf-8") as file:
         file.write(line)
 
