@@ -17,7 +17,20 @@ from fedml.experiments.frequencies.commands import app as frequencies_app
 from fedml.experiments.keys.commands import schema
 from fedml.experiments.models.commands import export_adjustment, export_bundle, export_score, import_bundle, predict, promote, prs, ui
 from fedml.experiments.new.commands import import_table, new
-from fedml.experiments.options import Against, Json, Overrides, Runs, Seed, Sites, SitesOrNone, StudyFile, StudyFileOrNone, Track, Where, WhereAgain
+from fedml.experiments.options import (  # fmt: skip
+    Against,
+    Json,
+    Overrides,
+    Runs,
+    Seed,
+    Sites,
+    SitesOrNone,
+    StudyFile,
+    StudyFileOrNone,
+    Track,
+    Where,
+    WhereAgain,
+)
 from fedml.experiments.outcomes.commands import describe, glm, survival
 from fedml.experiments.report.commands import report, table
 from fedml.experiments.runs.genes import genes

@@ -5,8 +5,9 @@
     saved = load(study, grid, run, strategy)            # of a run that stopped; None: it stopped before the agreement was complete
 
 Nodes are kept by the names of their sites, because a node may have another number in the next process. Everything that a round draws at
-random follows from the study's seed and the round's number, or comes from the operating system (noise), so no generator is kept. The round's
-event is kept with it and written to the log afterwards: the log never has a round that the checkpoint lacks (``fedml.runs.checkpoints``).
+random follows from the study's seed and the round's number, or comes from the operating system (noise), so no generator is kept. The
+round's event is kept with it and written to the log afterwards: the log never has a round that the checkpoint lacks
+(``fedml.runs.checkpoints``).
 """
 
 from __future__ import annotations
@@ -118,8 +119,8 @@ class Saver:
             log.warning("no checkpoint is written, so a run that stops has to begin anew: [strategy] name keeps %s", error)
         except OSError as error:
             raise RunError(
-                f"round {state.round}: the checkpoint cannot be written ({error.strerror}); make room or permit writing in {self.run}, then "
-                f"go on with `fedml run --resume {self.run}`."
+                f"round {state.round}: the checkpoint cannot be written ({error.strerror}); make room in {self.run} or permit writing there, "
+                f"then go on with `fedml run --resume {self.run}`."
             ) from error
 
     def done(self) -> None:
@@ -153,12 +154,10 @@ def load(study: Study, grid: Grid, run: Path, strategy: Any) -> Saved | None:
         strategy.state = state
     elif isinstance(strategy, FlowerStrategy):
         put_back(strategy.inner, note["strategy"][0], arrays)
-        strategy.config.update({key: value for key, value in note["strategy"][1]["of"]})
+        strategy.config.update(dict(note["strategy"][1]["of"]))
     kept = {name: torch.from_numpy(value) for name, value in _part(arrays, _CHOSEN).items()} or None
     model = {name: torch.from_numpy(value) for name, value in _part(arrays, _MODEL).items()}
-    return Saved(
-        RunState(number, model, state), Chosen(note["best"], note["score"], kept), agreement, Begun(note["first"], note["names"])
-    )
+    return Saved(RunState(number, model, state), Chosen(note["best"], note["score"], kept), agreement, Begun(note["first"], note["names"]))
 
 
 def _part(arrays: Mapping[str, Any], place: str) -> dict[str, Any]:

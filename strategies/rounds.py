@@ -185,9 +185,7 @@ def agreed_event(
     )  # fmt: skip
 
 
-def one_round(
-    study: Study, grid: Grid, strategy: Any, agreement: Agreement, state: RunState, number: int
-) -> tuple[RunState, Round]:
+def one_round(study: Study, grid: Grid, strategy: Any, agreement: Agreement, state: RunState, number: int) -> tuple[RunState, Round]:
     """One message to each site: evaluate the model, then train it. The strategy combines replies as they arrive. Writes nothing; the event
     has its time."""
     began, who, counts = time.monotonic(), Participation(refused=agreement.absent(study)), dict[str, Counts]()

@@ -265,8 +265,8 @@ class Audit(_Form):
 
 
 _FORMS: dict[str, tuple[type[_Form], ...]] = {
-    "start": (_Start,), "checks": (_Checks,), "agreed": (_Agreed,), "round": (_RoundEvent,), "resumed": (_Resumed,), "privacy": (_NoPrivacy, _Privacy),
-    "final": (_Final,), "end": (_End,),
+    "start": (_Start,), "checks": (_Checks,), "agreed": (_Agreed,), "round": (_RoundEvent,), "resumed": (_Resumed,),
+    "privacy": (_NoPrivacy, _Privacy), "final": (_Final,), "end": (_End,),
 }  # fmt: skip
 _ORDER = ("start", "checks", "agreed", "round", "privacy", "final", "end")
 _REPEATED = ("checks", "round")
@@ -296,7 +296,7 @@ def wrong_log(raw: bytes) -> Iterator[str]:
         if why := wrong_row(row):
             yield f"line {number}, {kind}: {why}"
         kinds.append(str(kind))
-    if _ANYWHERE in (kinds[0], kinds[-1]):
+    if _ANYWHERE in (*kinds[:1], *kinds[-1:]):
         yield "begins or ends with a run that goes on"
     kinds = [kind for kind in kinds if kind != _ANYWHERE]
     places = [_ORDER.index(kind) for kind in kinds]

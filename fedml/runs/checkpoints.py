@@ -105,7 +105,7 @@ def _pieces(arrays: Arrays, note: Mapping[str, Any]) -> Iterator[bytes | memoryv
     yield len(text).to_bytes(8, "little") + text
     for value in whole.values():
         if value.nbytes:
-            yield memoryview(value).cast("B")
+            yield value.data.cast("B")
 
 
 def _settle(folder: Path, path: Path) -> None:

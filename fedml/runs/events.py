@@ -214,9 +214,9 @@ class Final(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class Resumed(Event):
-    """A run that stopped goes on. ``round``: the last complete one, 0 for none; ``status``: how it had stopped: killed (its log had no end),
-    failed or stopped, and why. ``rounds_again``, ``evaluations_again``: how many requests may have been answered twice, of all times that
-    the run was resumed. ``code``: of this software, with which it goes on."""
+    """A run that stopped goes on. ``round``: the last complete one, 0 for none; ``status``: how it had stopped (killed: its log had no
+    end; failed; stopped), and why. ``rounds_again``, ``evaluations_again``: how many requests may have been answered twice, of all
+    times that the run was resumed. ``code``: of this software, with which it goes on."""
 
     kind = "resumed"
     round: int

@@ -27,6 +27,7 @@ from fedml.runs.events import (
     Gwas,
     Outcomes,
     Privacy,
+    Resumed,
     Round,
     SiteDisclosure,
     SiteRow,
@@ -130,6 +131,8 @@ class Tracker:
                     self._agreed(client, event)
                 case Round() | Final():
                     self._round(event)
+                case Resumed():
+                    client.set_tag(self.parent, "fedml.resumed", f"after round {event.round}; {event.status}")
                 case Privacy():
                     self._privacy(client, event)
                 case Checks():
