@@ -34,7 +34,7 @@ from fedml.experiments.options import (  # fmt: skip
 from fedml.experiments.outcomes.commands import describe, glm, survival
 from fedml.experiments.report.commands import report, table
 from fedml.experiments.runs.genes import genes
-from fedml.experiments.runs.launch import UNDELIVERED, closing_line, find, judge, launch, load_study, make_console
+from fedml.experiments.runs.launch import UNDELIVERED, closing_line, find, judge, launch, load_study, make_console, study_to_run
 from fedml.experiments.sweep.commands import sweep
 from fedml.experiments.tracked.pages import write_pages
 
@@ -157,17 +157,9 @@ def run(
 
     Example: fedml run experiments/studies/heart.toml --sites out/heart --seed 3 --set strategy.name=fedprox
     """
-    console, again = make_console(as_json), where.resume
-    if study_file is None and again is None:
-        raise InputError("fedml run: give a study file, such as fedml run study.toml, or --resume RUN.")
-    given = None if study_file is None else load_study(study_file, changes, seed)
-    if again is not None:
-        from fedml.experiments.runs.resume import study_to_resume
-
-        given = study_to_resume(again, given)
-    assert given is not None  # noqa: S101 - one of the two gave it
-    study = given
-    launched = launch(study_file, study, where, console, "train" if again is None else "resume", track=track, write=write_pages)
+    console = make_console(as_json)
+    study = study_to_run(study_file, where.resume, changes, seed)
+    launched = launch(study_file, study, where, console, "resume" if where.resume else "train", track=track, write=write_pages)
     # Not before: they load PyTorch, and the copy of this process that records the run is to have none.
     from fedml.experiments.runs.hints import hints
     from fedml.experiments.runs.show import final_table, notes_of, privacy_of, summary

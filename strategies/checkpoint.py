@@ -119,8 +119,8 @@ class Saver:
             log.warning("no checkpoint is written, so a run that stops has to begin anew: [strategy] name keeps %s", error)
         except OSError as error:
             raise RunError(
-                f"round {state.round}: the checkpoint cannot be written ({error.strerror}); make room in {self.run} or permit writing there, "
-                f"then go on with `fedml run --resume {self.run}`."
+                f"round {state.round}: the checkpoint cannot be written ({error.strerror}); make room in {self.run} or permit "
+                f"writing there, then go on with `fedml run --resume {self.run}`."
             ) from error
 
     def done(self) -> None:

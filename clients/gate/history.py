@@ -9,8 +9,8 @@ from fedml.clients.gate.journal import RecordNote, entries
 
 
 def seen(path: Path) -> dict[tuple[str, str, int], str]:
-    """(run, phase, round) of every request that was accepted -> its content (``exactly``), so that after a restart it is not accepted again,
-    or only as it was.
+    """(run, phase, round) of every request that was accepted -> its content (``exactly``), so that after a restart it is not
+    accepted again, or only as it was.
 
     Raises:
         InputError: a line other than the last is not an entry.

@@ -151,13 +151,7 @@ def _records(request: Request, memory: Memory) -> dict[str, ArrayRecord]:
             if note.get(key) == counted:
                 names = [name for name in memory.state if name.startswith(version)]
                 return {name.removeprefix(version): array_record(memory.state, name) for name in names}
-    raise SiteError(
-        Reason.STATE_LOST, f"the state of round {counted} of run {memory.run} is lost: neither memory nor {_where(memory)} has it"
-    )
-
-
-def _where(memory: Memory) -> str:
-    return "a file" if memory.folder is None else str(memory.folder)
+    raise SiteError(Reason.STATE_LOST, f"the state of round {counted} of run {memory.run} is lost: no file of this site has it")
 
 
 def _keep(request: Request, memory: Memory, keeps: Mapping[str, Arrays]) -> None:

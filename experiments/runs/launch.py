@@ -51,6 +51,22 @@ def load_study(path: Path, changes: list[str] | None, seed: int | None) -> Study
     return read_study(path, overrides=parse_overrides(changes or []), seed=seed, fetch=_fetched)
 
 
+def study_to_run(path: Path | None, again: Path | None, changes: list[str] | None, seed: int | None) -> Study:
+    """The study of the file; with ``again``, the folder of a run that goes on, that run's own, which the file must give if there is one.
+
+    Raises:
+        InputError: there is neither, or the run is of another study.
+    """
+    if path is None and (again is None or changes or seed is not None):
+        raise InputError("fedml run: give a study file, such as fedml run study.toml; it may be left out only of a plain --resume RUN.")
+    given = None if path is None else load_study(path, changes, seed)
+    if again is None and given is not None:
+        return given
+    from fedml.experiments.runs.resume import study_to_resume
+
+    return study_to_resume(again or Path(), given)
+
+
 def _fetched(uri: str) -> Path:
     """The weights of a model in MLflow, in a folder that is removed when this process ends."""
     import atexit
