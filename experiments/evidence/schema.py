@@ -168,7 +168,6 @@ class _Resumed(_Form):
     time: _Time
     round: _Round
     status: Literal["killed", "failed", "stopped"]
-    reason: _Text
     rounds_again: _Count
     evaluations_again: _Count
     code: _Code

@@ -109,7 +109,7 @@ def prepare(run: Path, study: Study, engine: str) -> bool:
     before, status = last(events, NOT_RESUMED), "killed" if not end.came else end.status
     if any(isinstance(event, Final) for event in events) and status == "killed":  # the model is saved, too
         _cut(run, events, len(events))
-        emit(run, _resumed(len(_rounds(events)), end, status, before))
+        emit(run, _resumed(len(_rounds(events)), status, before))
         emit(run, End(status="finished", reason=""))
         return True
     found = newest(run / CHECKPOINTS)
@@ -117,7 +117,7 @@ def prepare(run: Path, study: Study, engine: str) -> bool:
     if found is None:
         _check_beginning(run, study, rounds)
         _cut(run, events, 1)
-        emit(run, _resumed(0, end, status, before))
+        emit(run, _resumed(0, status, before))
         return False
     number, _, note = found
     if note["study"] != study.sha256 or note["run"] != start.run_id:
@@ -134,7 +134,7 @@ def prepare(run: Path, study: Study, engine: str) -> bool:
         emit(run, lacking)
         rounds.append(lacking)
     at_end = planned(study, rounds[:number])[0] == number
-    emit(run, _resumed(number, end, status, before, rounds_again=len(rounds) - number + (not at_end), evaluations_again=int(at_end)))
+    emit(run, _resumed(number, status, before, rounds_again=len(rounds) - number + (not at_end), evaluations_again=int(at_end)))
     return False
 
 
@@ -147,9 +147,9 @@ def _is_beyond(event: Event, number: int) -> bool:
     return isinstance(event, Privacy | Final | End) or (isinstance(event, Round) and event.round > number)
 
 
-def _resumed(number: int, end: End, status: str, before: Resumed, rounds_again: int = 0, evaluations_again: int = 0) -> Resumed:
+def _resumed(number: int, status: str, before: Resumed, rounds_again: int = 0, evaluations_again: int = 0) -> Resumed:
     return Resumed(
-        round=number, status=status, reason=end.reason, code=software(), rounds_again=before.rounds_again + rounds_again,
+        round=number, status=status, code=software(), rounds_again=before.rounds_again + rounds_again,
         evaluations_again=before.evaluations_again + evaluations_again,
     )  # fmt: skip
 

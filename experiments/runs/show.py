@@ -22,6 +22,9 @@ if TYPE_CHECKING:
     from fedml.experiments.runs.run import Outcome
 
 
+_STOPPED = {"killed": "ended without a word", "failed": "failed", "stopped": "been stopped"}
+
+
 class Progress:
     """A bar over the rounds with the watched metric, sites and remaining time; without a terminal, about ten plain lines."""
 
@@ -59,8 +62,7 @@ class Progress:
                     started = f"; {len(event.started)} of its arrays begin as those of [model] start" if event.started else ""
                     self.console.print(f"{len(event.sites)} sites agreed{model}{started}{shared}")
                 case Resumed():
-                    why = f", {event.reason}" if event.reason else ""
-                    self.console.print(f"the run goes on after round {event.round} ({event.status}{why})", markup=False, soft_wrap=True)
+                    self.console.print(f"the run goes on after round {event.round}; it had {_STOPPED[event.status]}")
                 case Round():
                     number, text = event.round, self._summary(event)
                     self.bar.update(self.row, completed=number, description=text)

@@ -215,13 +215,12 @@ class Final(Event):
 @dataclass(frozen=True, kw_only=True)
 class Resumed(Event):
     """A run that stopped goes on. ``round``: the last complete one, 0 for none; ``status``: how it had stopped (killed: its log had no
-    end; failed; stopped), and why. ``rounds_again``, ``evaluations_again``: how many requests may have been answered twice, of all
-    times that the run was resumed. ``code``: of this software, with which it goes on."""
+    end; failed; stopped), without the reason, which may name a file of the machine. ``rounds_again``, ``evaluations_again``: how many
+    requests may have been answered twice, of all times that the run was resumed. ``code``: of this software, with which it goes on."""
 
     kind = "resumed"
     round: int
     status: str
-    reason: str
     rounds_again: int
     evaluations_again: int
     code: Software
@@ -335,7 +334,7 @@ NOT_AGREED = Agreed(
 )  # fmt: skip
 NO_PRIVACY = Privacy(unit="none", epsilon=None, delta=0.0, claims={}, sentence=None)
 NO_FINAL = Final(round=0, weights_sha256="", metrics={}, groups={}, sites={}, refused={}, seconds=0.0, kept=None, meaning_sha256=None)
-NOT_RESUMED = Resumed(round=0, status="", reason="", rounds_again=0, evaluations_again=0, code=Software(version="", sha256="", commit=""))
+NOT_RESUMED = Resumed(round=0, status="", rounds_again=0, evaluations_again=0, code=Software(version="", sha256="", commit=""))
 NO_END = End(status="unfinished", reason="")
 
 # What a field holds that is not written.

@@ -156,8 +156,8 @@ def test_the_optimisers_state_stays_at_the_site(tmp_path: Path) -> None:
     centre.restart()
     assert centre.ask("round", 3, 1, agreed, trained, {"counted-round": 2}) == "", "its file has it"
     centre.restart()
-    assert centre.ask("round", 4, 1, agreed, trained, {"counted-round": 1}) == "state-lost", "never that of another round"
+    assert centre.ask("round", 5, 1, agreed, trained, {"counted-round": 4}) == "state-lost", "that of round 3 is of another round"
     (kept,) = (centre.state / "kept").iterdir()
     shutil.rmtree(kept)
     centre.restart()
-    assert centre.ask("round", 5, 1, agreed, trained, {"counted-round": 3}) == "state-lost"
+    assert centre.ask("round", 6, 1, agreed, trained, {"counted-round": 3}) == "state-lost"
