@@ -34,6 +34,7 @@ from fedml.study.training_section import Training
 from fedml.wire.records import ARRAYS, COUNTED_ROUND, Phase, array_record, config_record, holds, pack, unpack, unpack_tensors
 
 _KEPT, _COUNTED, _TRAINED = "kept", "kept-counted/", "kept-trained/"
+_RUNS = 32  # of which a site keeps state
 
 
 @dataclass(frozen=True)
@@ -124,6 +125,8 @@ def remember(request: Request, memory: Memory) -> None:
     arrays = {f"{name}:{key}": value for name in names for key, value in unpack(array_record(memory.state, name)).items()}
     note = dict(config_record(memory.state, _KEPT))
     memory.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    for old in sorted(memory.folder.parent.iterdir(), key=lambda place: place.stat().st_mtime)[:-_RUNS] if memory.durable else ():
+        shutil.rmtree(old, ignore_errors=True)  # of runs that never came to their end
     Keeper(memory.folder, durable=memory.durable).write(request.round, arrays, {**note, "study": request.study.sha256})
 
 

@@ -169,6 +169,7 @@ def _connection(superlink: str) -> tuple[Path | None, str]:
 def closing_line(launched: Launched, console: Console) -> None:
     """Prints the status of the run, the folder of its record and, last, that MLflow has no complete record."""
     from fedml.runs.events import Round
+    from fedml.runs.checkpoints import CHECKPOINTS
     from fedml.runs.log import UNFINISHED
 
     outcome = launched.outcome
@@ -178,6 +179,8 @@ def closing_line(launched: Launched, console: Console) -> None:
         console.print(
             f"{kept}: the weights after round {done}; a study that names the file in [model] start goes on from them", soft_wrap=True
         )
+    if outcome.status != "finished" and (outcome.run / CHECKPOINTS).exists():
+        console.print(f"the run can go on: the same command with --resume {outcome.run}", soft_wrap=True, markup=False)
     if why := launched.mlflow_error:
         console.print(
             f"MLflow has no complete record of this run ({why}); the run itself {outcome.status}, and its folder has all data. "

@@ -346,7 +346,7 @@ class Tracker:
         finished = self.status == "FINISHED"
         if finished:
             self._held_out()
-        for site, ways in self.bytes.items():
+        for site, ways in self.bytes.items() if self.status != "RUNNING" else ():  # a run that was killed may go on
             for way, total in ways.items():
                 self.put(self.children[site], f"total/{way}", total, self.final.round)
         model = finished and self.whole and (self.run / MODEL).exists()
