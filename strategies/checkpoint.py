@@ -1,7 +1,7 @@
 """What a training needs to go on after a round: model, the strategy's state, the chosen model, the agreement, and the round's own event.
 
     saver = Saver(study, run, strategy, agreement, begun)
-    saver.save(state, chosen, event)                    # after each round; ``event``: None before the first
+    saver.save(state, chosen, line)                     # after each round; ``line``: of its event, "" before the first
     saved = load(study, grid, run, strategy)            # of a run that stopped; None: it stopped before the agreement was complete
 
 Nodes are kept by the names of their sites, because a node may have another number in the next process. Everything that a round draws at
@@ -12,6 +12,7 @@ round's event is kept with it and written to the log afterwards: the log never h
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -27,8 +28,6 @@ from fedml.cohort.variants.keys import from_text
 from fedml.contract.witness import agreement_digest
 from fedml.errors import RunError
 from fedml.runs.checkpoints import CHECKPOINTS, KEPT, Keeper, newest
-from fedml.runs.events import Round, to_row
-from fedml.runs.log import plain
 from fedml.strategies.agreement.agree import ask_who
 from fedml.strategies.agreement.agreement import Agreement
 from fedml.strategies.algorithms.algorithm import StepState
@@ -85,7 +84,7 @@ class Saver:
         self.keeper = Keeper(run / CHECKPOINTS, durable=study.privacy.unit != "none")
         self.works = True
         self.agreed = {_AGREED + name: value for name, value in unpack(array_record(agreement.record(), AGREEMENT)).items()}
-        self.note = {
+        note = {
             "study": study.sha256, "run": run.name, "agreement": digest_of(study, agreement),
             "first": begun.first, "names": None if begun.names is None else list(begun.names),
             "sites": list(agreement.nodes.values()), "external": list(agreement.external.values()), "roster": list(agreement.roster),
@@ -93,9 +92,11 @@ class Saver:
             "build": agreement.build, "turned": list(agreement.shared.flips) if agreement.shared else None,
             "datasets": {site: row["dataset"] for site, row in agreement.disclosures.items()},
         }  # fmt: skip
+        self.note = json.dumps(note)  # once, because it is the same in each round
 
-    def save(self, state: RunState, chosen: Chosen, event: Round | None) -> None:
-        """Writes the checkpoint of a round. A strategy that remembers what cannot be kept has none, and the log says so once.
+    def save(self, state: RunState, chosen: Chosen, line: str) -> None:
+        """Writes the checkpoint of a round, whose event has this line; "": before the first. A strategy that remembers what cannot
+        be kept has none, and the log says so once.
 
         Raises:
             RunError: it cannot be written.
@@ -108,7 +109,7 @@ class Saver:
             arrays |= {f"{_STATE}{place}/{name}": value for name, value in named.items()}
         if chosen.arrays is not None:
             arrays |= {_CHOSEN + name: value for name, value in chosen.arrays.items()}
-        note = {**self.note, "best": chosen.best, "score": chosen.score, "event": None if event is None else plain(to_row(event))}
+        note: dict[str, Any] = {"run": self.note, "best": chosen.best, "score": chosen.score, "event": line}
         try:
             if isinstance(self.strategy, FlowerStrategy):
                 note["strategy"] = [taken(self.strategy.inner, _FLOWER, arrays), taken(self.strategy.config, "", {})]
@@ -138,7 +139,8 @@ def load(study: Study, grid: Grid, run: Path, strategy: Any) -> Saved | None:
     found = newest(run / CHECKPOINTS)
     if found is None:
         return None
-    number, arrays, note = found
+    number, arrays, of_round = found
+    note = json.loads(of_round["run"])
     if note["study"] != study.sha256:
         raise RunError(f"{run / CHECKPOINTS}: the checkpoint is of another study; restore the run's folder or start a new run.")
     agreement = _agreement(study, grid, note, _part(arrays, _AGREED))
@@ -153,11 +155,12 @@ def load(study: Study, grid: Grid, run: Path, strategy: Any) -> Saved | None:
     if isinstance(strategy, Averaging):
         strategy.state = state
     elif isinstance(strategy, FlowerStrategy):
-        put_back(strategy.inner, note["strategy"][0], arrays)
-        strategy.config.update(dict(note["strategy"][1]["of"]))
+        put_back(strategy.inner, of_round["strategy"][0], arrays)
+        strategy.config.update(dict(of_round["strategy"][1]["of"]))
     kept = {name: torch.from_numpy(value) for name, value in _part(arrays, _CHOSEN).items()} or None
     model = {name: torch.from_numpy(value) for name, value in _part(arrays, _MODEL).items()}
-    return Saved(RunState(number, model, state), Chosen(note["best"], note["score"], kept), agreement, Begun(note["first"], note["names"]))
+    best = Chosen(of_round["best"], of_round["score"], kept)
+    return Saved(RunState(number, model, state), best, agreement, Begun(note["first"], note["names"]))
 
 
 def _part(arrays: Mapping[str, Any], place: str) -> dict[str, Any]:

@@ -37,7 +37,7 @@ from fedml.runs.events import (
     SiteRow,
     TrainedRow,
 )
-from fedml.runs.log import UNFINISHED, emit, last, read_log, save_counts, save_model, save_received, save_unfinished
+from fedml.runs.log import UNFINISHED, emit, last, line_of, read_log, save_counts, save_model, save_received, save_unfinished, write_line
 from fedml.runs.rows import NONE_AGAIN, Again
 from fedml.strategies.agreement.agree import agree
 from fedml.strategies.agreement.agreement import Agreement, ReportChecks
@@ -88,7 +88,7 @@ def run_study(study: Study, grid: Grid, run: Path, *, resumed: bool = False) -> 
     if saved is None:
         saved = first_state(study, grid, run)
         saver = Saver(study, run, strategy, saved.agreement, saved.begun)
-        saver.save(saved.state, saved.chosen, None)
+        saver.save(saved.state, saved.chosen, "")
     else:
         saver = Saver(study, run, strategy, saved.agreement, saved.begun)
     state, chosen, agreement = saved.state, saved.chosen, saved.agreement
@@ -99,8 +99,9 @@ def run_study(study: Study, grid: Grid, run: Path, *, resumed: bool = False) -> 
             arrived, number = state.arrays, state.round + 1
             state, event = one_round(study, grid, strategy, agreement, state, number)
             chosen = chosen_after(study, chosen, event, arrived, state.arrays)
-            saver.save(state, chosen, event)
-            emit(run, event)
+            line = line_of(event)
+            saver.save(state, chosen, line)
+            write_line(run, line)
         except BaseException as error:  # a key of the keyboard too
             if state.round:
                 save_unfinished(run, state.arrays, agreement.constants)

@@ -7,6 +7,7 @@ checkpoint, and is not in the log yet).
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import sys
@@ -26,7 +27,7 @@ def arm(moment: str) -> None:
     from fedml.strategies import rounds, server
 
     kind, _, number = moment.partition(":")
-    one_round, emit, pieces = rounds.one_round, rounds.emit, checkpoints._pieces
+    one_round, emit, pieces, write_line = rounds.one_round, rounds.emit, checkpoints._pieces, rounds.write_line
 
     def killed_round(*given: Any) -> Any:
         done = one_round(*given)
@@ -35,19 +36,25 @@ def arm(moment: str) -> None:
         return done
 
     def killed_emit(run: Path, event: Any) -> None:
-        if moment == event.kind or (kind == "unlogged" and event.kind == "round" and number == str(event.round)):
+        if moment == event.kind:
             die()
         emit(run, event)
 
+    def killed_line(run: Path, line: str) -> None:
+        if kind == "unlogged" and number == str(json.loads(line)["round"]):
+            die()
+        write_line(run, line)
+
     def half(arrays: Mapping[str, Any], note: Mapping[str, Any]) -> Iterator[Any]:
         for piece in pieces(arrays, note):
-            if kind == "partial" and note.get("event") and number == str(note["event"]["round"]):
+            if kind == "partial" and note.get("event") and number == str(json.loads(note["event"])["round"]):
                 partial = max(Path.cwd().glob("runs/*/checkpoints/partial"), key=lambda path: path.stat().st_mtime)
                 partial.write_bytes(bytes(piece)[: len(piece) // 2])
                 die()
             yield piece
 
     rounds.one_round, rounds.emit, server.emit, checkpoints._pieces = killed_round, killed_emit, killed_emit, half
+    rounds.write_line = killed_line
 
 
 if __name__ == "__main__":

@@ -71,6 +71,7 @@ from fedml.wire.records import (
     PANEL,
     PERSONS,
     POLICY,
+    RESUMES,
     SITE,
     SUMS,
     VOXELS,
@@ -108,7 +109,7 @@ def answer(message: Message, context: Context, charge: Callable[[Request], None]
         if len(request.manifests) == 1:
             check_roster(read_site_once(request.manifests[0]), request.study)
         with hush():
-            memory = Memory(context.state, str(message.metadata.run_id), _kept_at(context, request))
+            memory = Memory(context.state, str(request.config.get(RESUMES, message.metadata.run_id)), _kept_at(context, request))
             recall(request, memory)
             content = execute(request, message.content, memory)
             remember(request, memory)

@@ -16,6 +16,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -127,7 +128,10 @@ def remember(request: Request, memory: Memory) -> None:
     memory.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     for old in sorted(memory.folder.parent.iterdir(), key=lambda place: place.stat().st_mtime)[:-_RUNS] if memory.durable else ():
         shutil.rmtree(old, ignore_errors=True)  # of runs that never came to their end
-    Keeper(memory.folder, durable=memory.durable).write(request.round, arrays, {**note, "study": request.study.sha256})
+    _keeper(memory.folder, memory.durable).write(request.round, arrays, {**note, "study": request.study.sha256})
+
+
+_keeper = lru_cache(maxsize=256)(lambda folder, durable: Keeper(folder, durable=durable))
 
 
 def _has(memory: Memory, number: int) -> bool:

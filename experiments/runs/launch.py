@@ -168,8 +168,8 @@ def _connection(superlink: str) -> tuple[Path | None, str]:
 
 def closing_line(launched: Launched, console: Console) -> None:
     """Prints the status of the run, the folder of its record and, last, that MLflow has no complete record."""
-    from fedml.runs.events import Round
     from fedml.runs.checkpoints import CHECKPOINTS
+    from fedml.runs.events import Round
     from fedml.runs.log import UNFINISHED
 
     outcome = launched.outcome

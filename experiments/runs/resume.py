@@ -119,7 +119,8 @@ def prepare(run: Path, study: Study, engine: str) -> bool:
         _cut(run, events, 1)
         emit(run, _resumed(0, status, before))
         return False
-    number, _, note = found
+    number, _, of_round = found
+    note = json.loads(of_round["run"])
     if note["study"] != study.sha256 or note["run"] != start.run_id:
         raise InputError(f"{run / CHECKPOINTS}: the checkpoint is of another run; restore the folder of the run or start a new run.")
     if not (run / CHECKPOINTS / ORIGIN).is_file() or not any(isinstance(event, Agreed) for event in events):
@@ -129,7 +130,7 @@ def prepare(run: Path, study: Study, engine: str) -> bool:
     keep = next((at for at, event in enumerate(events) if _is_beyond(event, number)), len(events))
     _cut(run, events, keep)
     if len(rounds) < number:
-        lacking = from_row(note["event"], schema=start.schema, strict=True)
+        lacking = from_row(json.loads(of_round["event"]), schema=start.schema, strict=True)
         assert isinstance(lacking, Round)  # noqa: S101 - its SHA-256 is that of what was written
         emit(run, lacking)
         rounds.append(lacking)

@@ -5,9 +5,9 @@
     newest(run / CHECKPOINTS)                                          # (7, arrays, note), or None
 
 A file is written under another name and then renamed to one that holds its SHA-256, so a process that is killed leaves the file before it.
-Its bytes are synced to the disk by a thread while the next round goes on, because a disk takes longer for that than a round of a small
-model; the file before it, which is synced, stays until then. So a killed process loses the round in progress, and a power cut at most one
-round more. With ``durable`` the file is on the disk when ``write`` returns.
+A thread syncs it to the disk while the next round goes on, at most once a second, because a disk takes longer for that than a round of a
+small model; the last file that is synced stays until the next one is. So a killed process loses the round in progress, and a power cut
+what was done in the last second or in one round. With ``durable`` the file is on the disk when ``write`` returns.
 
 Format: safetensors (https://github.com/huggingface/safetensors), written here piece by piece, so that no second copy of a model is made.
 """
@@ -16,10 +16,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import re
 import shutil
 import threading
+import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, final
@@ -34,7 +36,8 @@ KEPT = "kept"  # in a run's folder: what sites keep between rounds, where the si
 ORIGIN = "origin"  # in CHECKPOINTS: Flower's number of the run with which the training began
 _NAME = re.compile(r"(\d{1,7})-([0-9a-f]{64})\.safetensors")
 _PARTIAL = "partial"
-_NOTE, _STAY = "note", 2
+_NOTE = "note"
+_SYNC_SECONDS = 1.0
 _BLOCK = 1 << 20
 _TYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "I64": "int64", "I32": "int32", "I16": "int16", "I8": "int8", "U8": "uint8",
           "BOOL": "bool"}  # fmt: skip
@@ -45,11 +48,14 @@ Found = tuple[int, dict[str, npt.NDArray[Any]], dict[str, Any]]
 
 @final
 class Keeper:
-    """Writes the files of one folder. ``durable``: each is on the disk before the next round begins."""
+    """Writes the files of one folder. ``durable``: each is on the disk when ``write`` returns."""
 
     def __init__(self, folder: Path, *, durable: bool = False) -> None:
         self.folder, self.durable = folder, durable
         self._syncing: threading.Thread | None = None
+        self._last = self._pending = self._synced = ""  # names; pending: a thread is syncing it
+        self._stay: set[str] | None = None  # the files that are there; None: not looked yet
+        self._began = -math.inf
 
     def write(self, number: int, arrays: Mapping[str, Any], note: Mapping[str, Any]) -> None:
         """Writes the file of a round; ``arrays``: NumPy arrays or CPU tensors.
@@ -58,38 +64,50 @@ class Keeper:
             OSError: it cannot be written, such as on a full disk. ValueError: an array of a type that is not kept.
         """
         plain = {name: value.detach().numpy() if hasattr(value, "detach") else np.asarray(value) for name, value in arrays.items()}
-        self.join()
-        self.folder.mkdir(exist_ok=True, mode=0o700)
-        path = write_sealed(self.folder, number, plain, note)
+        if self._stay is None:
+            self.folder.mkdir(exist_ok=True, mode=0o700)
+            self._stay = {path.name for _, path in _files(self.folder)}
+        name = write_sealed(self.folder, number, plain, note)
+        self._stay.add(name)
         if self.durable:
-            _settle(self.folder, path)
-            return
-        # Not a daemon: the end of the process waits for the disk.
-        self._syncing = threading.Thread(target=_settle, args=(self.folder, path), name="fedml-checkpoint")
-        self._syncing.start()
+            self._sync(name)
+        elif time.monotonic() - self._began > _SYNC_SECONDS and (self._syncing is None or not self._syncing.is_alive()):
+            self._began, self._pending = time.monotonic(), name
+            # Not a daemon: the end of the process waits for the disk.
+            self._syncing = threading.Thread(target=self._sync, args=(name,), name="fedml-checkpoint")
+            self._syncing.start()
+        for old in self._stay - {name, self._last, self._pending, self._synced}:
+            os.replace(f"{self.folder}/{old}", f"{self.folder}/{_PARTIAL}")  # to be written again: cheaper than a new file
+            self._stay.discard(old)
+        self._last = name
 
-    def join(self) -> None:
-        """Waits until the last file is on the disk."""
-        if self._syncing is not None:
-            self._syncing.join()
-            self._syncing = None
+    def _sync(self, name: str) -> None:
+        for place in (self.folder / name, self.folder):
+            descriptor = os.open(place, os.O_RDONLY)
+            try:
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
+        self._synced = name
 
     def remove(self) -> None:
         """Removes the folder: the run has come to its end."""
-        self.join()
+        if self._syncing is not None:
+            self._syncing.join()
         shutil.rmtree(self.folder, ignore_errors=True)
 
 
-def write_sealed(folder: Path, number: int, arrays: Arrays, note: Mapping[str, Any]) -> Path:
-    """Writes one file, without waiting for the disk. Raises as ``Keeper.write``."""
-    partial, digest = folder / _PARTIAL, hashlib.sha256()
-    with open(partial, "wb", opener=lambda name, flags: os.open(name, flags, 0o600)) as file:
+def write_sealed(folder: Path, number: int, arrays: Arrays, note: Mapping[str, Any]) -> str:
+    """Writes one file, without waiting for the disk; its name. Raises as ``Keeper.write``."""
+    partial, digest = f"{folder}/{_PARTIAL}", hashlib.sha256()
+    with open(os.open(partial, os.O_WRONLY | os.O_CREAT, 0o600), "wb") as file:
         for piece in _pieces(arrays, note):
             digest.update(piece)
             file.write(piece)
-    path = folder / f"{number}-{digest.hexdigest()}.safetensors"
-    partial.replace(path)
-    return path
+        file.truncate()
+    name = f"{number}-{digest.hexdigest()}.safetensors"
+    os.replace(partial, f"{folder}/{name}")
+    return name
 
 
 def _pieces(arrays: Arrays, note: Mapping[str, Any]) -> Iterator[bytes | memoryview]:
@@ -106,18 +124,6 @@ def _pieces(arrays: Arrays, note: Mapping[str, Any]) -> Iterator[bytes | memoryv
     for value in whole.values():
         if value.nbytes:
             yield value.data.cast("B")
-
-
-def _settle(folder: Path, path: Path) -> None:
-    """Syncs the file and its name; then only the newest files stay."""
-    for place in (path, folder):
-        descriptor = os.open(place, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-    for old in _files(folder)[_STAY:]:
-        old[1].unlink(missing_ok=True)
 
 
 def _files(folder: Path) -> list[tuple[int, Path]]:

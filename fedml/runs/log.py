@@ -77,9 +77,18 @@ def plain(value: Any) -> Any:
 
 def emit(run: Path, event: Event) -> None:
     """Appends one event to the run's log, with the time (Unix seconds): its own if it has one, or now."""
-    line = json.dumps(plain(to_row(replace(event, time=event.time or time.time()))), allow_nan=False) + "\n"
-    with (run / EVENTS).open("a", encoding="utf-8") as file:
-        file.write(line)
+    write_line(run, line_of(replace(event, time=event.time or time.time())))
+
+
+def line_of(event: Event) -> str:
+    """The line of an event, which has its time."""
+    return json.dumps(plain(to_row(event)), allow_nan=False)
+
+
+def write_line(run: Path, line: str) -> None:
+    """Appends a line (``line_of``) to the run's log."""
+    with open(f"{run}/{EVENTS}", "a", encoding="utf-8") as file:
+        file.write(f"{line}\n")
 
 
 def read_log(run: Path, start: int = 0, *, strict: bool = False) -> tuple[list[Event], int]:
