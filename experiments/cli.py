@@ -17,11 +17,24 @@ from fedml.experiments.frequencies.commands import app as frequencies_app
 from fedml.experiments.keys.commands import schema
 from fedml.experiments.models.commands import export_adjustment, export_bundle, export_score, import_bundle, predict, promote, prs, ui
 from fedml.experiments.new.commands import import_table, new
-from fedml.experiments.options import Against, Json, Overrides, Runs, Seed, Sites, SitesOrNone, StudyFile, StudyFileOrNone, Track, Where
+from fedml.experiments.options import (
+    Against,
+    Json,
+    Overrides,
+    Runs,
+    Seed,
+    Sites,
+    SitesOrNone,
+    StudyFile,
+    StudyFileOrNone,
+    Track,
+    Where,
+    WhereAgain,
+)
 from fedml.experiments.outcomes.commands import describe, glm, survival
 from fedml.experiments.report.commands import report, table
 from fedml.experiments.runs.genes import genes
-from fedml.experiments.runs.launch import UNDELIVERED, closing_line, find, judge, launch, load_study, make_console
+from fedml.experiments.runs.launch import UNDELIVERED, closing_line, find, judge, launch, load_study, make_console, study_to_run
 from fedml.experiments.runs.status_commands import drop, status
 from fedml.experiments.sweep.commands import sweep
 from fedml.experiments.tracked.pages import write_pages
@@ -123,7 +136,6 @@ def check(
     check_inputs(study)
     print(describe(study))
     if sites is not None and not resolve:
-        from fedml.experiments.runs.launch import find
         from fedml.experiments.runs.run import read_all
 
         print()
@@ -131,22 +143,22 @@ def check(
     if study.privacy.unit != "none":
         from fedml.privacy.forecast import forecast
 
-        print()
-        print(forecast(study))
+        print(f"\n{forecast(study)}")
 
 
 @app.command()
 @grouped
 def run(
-    study_file: StudyFile, where: Where, seed: Seed = None, changes: Overrides = None, as_json: Json = False, track: Track = True
-) -> None:
-    """Run a study over the sites in a folder and record it.
+    study_file: StudyFileOrNone = None, where: WhereAgain = WhereAgain(), seed: Seed = None, changes: Overrides = None,
+    as_json: Json = False, track: Track = True,
+) -> None:  # fmt: skip
+    """Run a study over the sites in a folder and record it; with --resume, go on with a run that stopped.
 
     Example: fedml run experiments/studies/heart.toml --sites out/heart --seed 3 --set strategy.name=fedprox
     """
     console = make_console(as_json)
-    study = load_study(study_file, changes, seed)
-    launched = launch(study_file, study, where, console, track=track, write=write_pages)
+    study = study_to_run(study_file, where.resume, changes, seed)
+    launched = launch(study_file, study, where, console, "resume" if where.resume else "train", track=track, write=write_pages)
     # Not before: they load PyTorch, and the copy of this process that records the run is to have none.
     from fedml.experiments.runs.hints import hints
     from fedml.experiments.runs.show import final_table, notes_of, privacy_of, summary

@@ -38,6 +38,15 @@ class Where:
 
 
 @dataclass(frozen=True)
+class WhereAgain(Where):
+    """Also: the folder of a run that stopped, which goes on."""
+
+    resume: Annotated[
+        Path | None, typer.Option("--resume", metavar="RUN", help="Go on with the run in this folder, which stopped.", show_default=False)
+    ] = None
+
+
+@dataclass(frozen=True)
 class Against:
     """What federated training is compared with, and over which seeds."""
 

@@ -6,9 +6,9 @@ import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from copy import copy
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from flwr.app import ArrayRecord, Message, RecordDict
@@ -22,30 +22,29 @@ from fedml.errors import InputError, Reason, RunError
 from fedml.learning.training import trained_parameters
 from fedml.models.fusion import build_model, digest, learned
 from fedml.runs.events import (
-    NO_PRIVACY,
     Agreed,
     CheckRow,
     Checks,
-    ClaimRow,
     Final,
     GroupScores,
     PartScores,
-    Privacy,
     Round,
     SiteDisclosure,
     SiteRow,
     TrainedRow,
 )
 from fedml.runs.live import dropped
-from fedml.runs.log import emit, save_counts, save_model, save_received, save_unfinished
+from fedml.runs.log import UNFINISHED, emit, line_of, save_counts, save_model, save_received, save_unfinished, write_line
 from fedml.strategies.agreement.agree import agree
 from fedml.strategies.agreement.agreement import Agreement, ReportChecks
 from fedml.strategies.agreement.meaning import meaning_of
-from fedml.strategies.algorithms.algorithm import StepState, returned
+from fedml.strategies.algorithms.algorithm import returned
 from fedml.strategies.algorithms.averaging import Averaging
 from fedml.strategies.algorithms.flower_strategy import FlowerStrategy
 from fedml.strategies.algorithms.registry import algorithm_of, make_strategy
+from fedml.strategies.checkpoint import Begun, RunState, Saved, Saver, load
 from fedml.strategies.chosen import Chosen, chosen_after, ended, kept_round
+from fedml.strategies.epsilon import again_of, privacy_record
 from fedml.strategies.exchange import Answer, Participation, answers, ask, config_with, request
 from fedml.strategies.judge import judged
 from fedml.strategies.lateness import Lateness, persons_of
@@ -68,65 +67,66 @@ from fedml.wire.records import (
     unpack_tensors,
 )
 
-if TYPE_CHECKING:
-    from fedml.privacy.claims import Claim
 
-
-@dataclass(frozen=True)
-class RunState:
-    """The state of a run after a round. With study and agreement, it determines the next round."""
-
-    round: int
-    arrays: dict[str, torch.Tensor]
-    strategy: StepState
-
-
-def run_study(study: Study, grid: Grid, run: Path, agreement: Agreement | None = None, arrays: ArrayRecord | None = None) -> RunState:
+def run_study(study: Study, grid: Grid, run: Path, *, resumed: bool = False) -> RunState:
     """Runs the whole study over ``grid`` and writes the record to ``run`` (``fedml.runs.log``).
 
     Args:
-        agreement, arrays: if given, statistics are not requested and training continues from these.
+        resumed: go on after the run's newest checkpoint; from the beginning if there is none.
 
     Raises:
-        RunError: the quorum was missed, or no reply was usable.
+        RunError: the quorum was missed, or no reply was usable; a checkpoint does not fit.
         InputError: the study names a strategy or network that does not exist.
     """
     strategy = make_strategy(study)
-    agreement = agreement or agree(study, grid, check_reporter(run))
-    model = build_model(study, agreement.layout(study))
-    trained_parameters(model, study.training.freeze)
-    start, names = begun(study, learned(model), run) if arrays is None else (unpack_tensors(arrays), None)
-    sites = list(agreement.nodes.values())
-    count = sum(p.numel() for p in model.parameters())
-    first = digest(start)
-    emit(run, replace(agreed_event(agreement, disclosures=agreement.disclosures, parameters=count, started=names), first_sha256=first))
-    state, chosen = RunState(0, start, {}), Chosen()
+    saved = load(study, grid, run, strategy) if resumed else None
+    if saved is None:
+        saved = first_state(study, grid, run)
+        saver = Saver(study, run, strategy, saved.agreement, saved.begun)
+        saver.save(saved.state, saved.chosen, "")
+    else:
+        saver = Saver(study, run, strategy, saved.agreement, saved.begun)
+    state, chosen, agreement = saved.state, saved.chosen, saved.agreement
     lateness = Lateness(study, persons_of(study, agreement.persons))
-    requested = dict.fromkeys(sites, 0)  # rounds requested from each site: an upper bound of its releases
-    for number in range(1, study.federation.rounds + 1):
+    requested = dict.fromkeys(agreement.nodes.values(), state.round)  # rounds requested from each site: an upper bound of its releases
+    while not ended(study, chosen, state.round):
         requested = {site: n + 1 for site, n in requested.items()}
         try:
             arrived = state.arrays
             state, event = one_round(study, grid, run, strategy, agreement, state, lateness)
             chosen = chosen_after(study, chosen, event, arrived, state.arrays)
+            line = line_of(event)
+            saver.save(state, chosen, line)
+            write_line(run, line)
         except BaseException as error:  # a key of the keyboard too
             if state.round:
                 save_unfinished(run, state.arrays, agreement.constants)
             if isinstance(error, Exception):
-                emit(run, privacy_record(study, requested))  # the releases of a failed run count, too
+                emit(run, privacy_record(study, requested, again_of(run)))  # the releases of a failed run count, too
             raise
-        if ended(study, chosen, number):
-            break
     state = replace(state, arrays=dict(state.arrays if chosen.arrays is None else chosen.arrays))
-    received = dict[str, Counts]()
+    received, begun_with = dict[str, Counts](), saved.begun
     final, counts = evaluate(study, grid, agreement, state, kept_round(study, chosen), received)
-    final = replace(final, meaning_sha256=meaning_of(study, agreement, first, names, final))
+    final = replace(final, meaning_sha256=meaning_of(study, agreement, begun_with.first, begun_with.names, final))
     save_counts(run, counts)
     save_received(run, {site: own for site, own in received.items() if "witness" in final.sites[site]})
     save_model(run, state.arrays, agreement.constants, agreement.image_shape, agreement.panel)
-    emit(run, privacy_record(study, requested))
+    emit(run, privacy_record(study, requested, again_of(run)))
     emit(run, final)
+    saver.done()
+    (run / UNFINISHED).unlink(missing_ok=True)  # from before the run went on
     return state
+
+
+def first_state(study: Study, grid: Grid, run: Path) -> Saved:
+    """The agreement of the sites and the weights with which the first round begins, both noted in the log."""
+    agreement = agree(study, grid, check_reporter(run))
+    model = build_model(study, agreement.layout(study))
+    trained_parameters(model, study.training.freeze)
+    start, names = begun(study, learned(model), run)
+    count, first = sum(p.numel() for p in model.parameters()), digest(start)
+    emit(run, replace(agreed_event(agreement, disclosures=agreement.disclosures, parameters=count, started=names), first_sha256=first))
+    return Saved(RunState(0, start, {}), Chosen(), agreement, Begun(first, names))
 
 
 def check_reporter(run: Path) -> ReportChecks:
@@ -179,7 +179,8 @@ def agreed_event(
 def one_round(
     study: Study, grid: Grid, run: Path, strategy: Any, agreement: Agreement, state: RunState, lateness: Lateness
 ) -> tuple[RunState, Round]:
-    """One message to each site: evaluate the model, then train it. The strategy combines replies as they arrive.
+    """One message to each site: evaluate the model, then train it. The strategy combines replies as they arrive. Writes nothing; the event
+    has its time.
 
     Args:
         state: after the round before. lateness: of this run.
@@ -214,8 +215,10 @@ def one_round(
     arrays = {n: state.arrays[n] if study.training.is_frozen(n) else tensor for n, tensor in unpack_tensors(following).items()}
     state = RunState(number, arrays, strategy.state if isinstance(strategy, Averaging) else {})
     sites = {site: _trained_row(a, norms.get(site)) for site, a in who.answered.items()}
-    event = Round(round=number, seconds=time.monotonic() - began, metrics=metrics_of(study, counts), sites=sites, refused=who.refused)
-    emit(run, event)
+    metrics = metrics_of(study, counts)
+    event = Round(
+        time=time.time(), round=number, seconds=time.monotonic() - began, metrics=metrics, sites=sites, refused=who.refused,
+    )  # fmt: skip
     return state, event
 
 
@@ -249,33 +252,6 @@ def evaluate(
 def _apart(counts: Counts) -> Counts:
     """The counts of the test persons of a site that does not train, as those of another part, so that they are in no sum of others."""
     return {f"external{key.removeprefix('test')}": value for key, value in counts.items() if key.startswith("test/")}
-
-
-def privacy_record(study: Study, requested: Mapping[str, int]) -> Privacy:
-    """The privacy event: epsilon with unit, adjacency and scope for the run's releases, for each site or for all.
-
-    Args:
-        requested: site -> number of rounds requested from it. Where the metrics decide how many there are (``patience``), epsilon is that
-        of all rounds of the study: a number that depends on persons is no part of a promise.
-    """
-    if study.privacy.unit == "none":
-        return NO_PRIVACY
-    from fedml.privacy.releases import claims
-
-    if study.training.patience:
-        requested = dict.fromkeys(requested, study.federation.rounds)
-    by_site = claims(study, requested)
-    worst = max(by_site.values(), key=lambda c: c.epsilon, default=None)
-    rows = {site: _claim_row(c) for site, c in by_site.items()}
-    spent, sentence = (None, None) if worst is None else (worst.epsilon, worst.sentence())
-    return Privacy(unit=study.privacy.unit, epsilon=spent, delta=study.privacy.delta, claims=rows, sentence=sentence)
-
-
-def _claim_row(c: Claim) -> ClaimRow:
-    return {
-        "unit": c.unit, "adjacency": c.adjacency, "epsilon": c.epsilon, "delta": c.delta, "covers": list(c.covers),
-        "not_covered": list(c.not_covered), "events_json": c.events_json, "epsilon_rdp": c.epsilon_rdp, "sentence": c.sentence(),
-    }  # fmt: skip
 
 
 def _check(

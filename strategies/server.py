@@ -16,8 +16,10 @@ from flwr.serverapp import Grid, ServerApp
 from fedml.errors import sentence_of
 from fedml.flower.grid import ask_for_parts_sooner, wants_packing
 from fedml.flower.parent import working
+from fedml.runs.checkpoints import CHECKPOINTS, ORIGIN
 from fedml.runs.events import End
-from fedml.runs.log import emit
+from fedml.runs.log import emit, write_whole
+from fedml.strategies.continued import Continued
 from fedml.strategies.rounds import preflight, run_study
 from fedml.strategies.watched import watched
 from fedml.study.sources import FOLDER, provide_folder
@@ -51,10 +53,25 @@ def _outcomes(name: str, study: Study, grid: Grid, run: Path) -> object:
     return ANALYSES[name](begin(study, grid, run))
 
 
+def _train(study: Study, grid: Grid, run: Path) -> object:
+    """A training from its beginning. A later ``_go_on`` needs Flower's number of this run, by which sites know it."""
+    (run / CHECKPOINTS).mkdir(exist_ok=True, mode=0o700)
+    write_whole(run / CHECKPOINTS / ORIGIN, str(grid.run.run_id).encode())
+    return run_study(study, grid, run)
+
+
+def _go_on(study: Study, grid: Grid, run: Path) -> object:
+    """A training that stopped goes on, at the sites as the run with which it began."""
+    if not (run / CHECKPOINTS / ORIGIN).exists():  # it stopped before it had asked any site
+        return _train(study, grid, run)
+    return run_study(study, Continued(grid, (run / CHECKPOINTS / ORIGIN).read_text()), run, resumed=True)
+
+
 # Job -> function: train a model, test every variant, test genes, count alleles, analyse outcomes, or only check that the
 # sites' data are compatible.
 JOBS: dict[str, Callable[[Study, Grid, Path], object]] = {
-    "train": run_study,
+    "train": _train,
+    "resume": _go_on,
     "gwas": _associate,
     "genes": _test_genes,
     "frequencies": _frequencies,

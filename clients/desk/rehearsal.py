@@ -29,9 +29,10 @@ from fedml.flower.grid import InProcessGrid
 from fedml.strategies.agreement.agree import agree
 from fedml.strategies.algorithms.fedprox import MU
 from fedml.strategies.algorithms.registry import algorithm_of, make_strategy
+from fedml.strategies.checkpoint import RunState
 from fedml.strategies.exchange import request
 from fedml.strategies.lateness import Lateness, persons_of
-from fedml.strategies.rounds import RunState, begun, evaluate, one_round
+from fedml.strategies.rounds import begun, evaluate, one_round
 from fedml.study.sources import provide
 from fedml.study.study import Study, for_roster, parse_study, without_transforms
 from fedml.synthetic.placeholder import make_placeholder

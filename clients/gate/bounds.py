@@ -7,12 +7,12 @@ They do not apply to public data, to a trusted centre, or to privacy of one pati
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from fedml.clients.site.manifest import Policy
+from fedml.cohort.persons import Cohort
 from fedml.errors import Reason, SiteError
 from fedml.learning.training import planned_steps
 from fedml.study.study import Study
@@ -46,9 +46,15 @@ def check_bounds(study: Study, policy: Policy, min_count: int, training_persons:
         raise SiteError(Reason.BOUNDS, sentence)
 
 
-def check_effective(persons: npt.NDArray[np.int64], weights: npt.NDArray[Any], fewest: int) -> None:
+def by_class(cohort: Cohort, study: Study) -> npt.NDArray[np.int64]:
+    """(classes,) training persons of a site."""
+    return np.bincount(cohort.labels[cohort.rows("train")].astype(int), minlength=len(study.cohort.classes))
+
+
+def check_effective(persons: npt.NDArray[np.int64], weights: npt.ArrayLike, fewest: int) -> None:
     """Raises ``SiteError`` if ``persons`` with ``weights``, (classes,) each, are fewer effective persons (Kish 1965) than ``fewest``."""
-    effective = float((persons * weights).sum()) ** 2 / max(float((persons * weights.astype(np.float64) ** 2).sum()), 1e-300)
+    each = np.asarray(weights)
+    effective = float((persons * each).sum()) ** 2 / max(float((persons * each.astype(np.float64) ** 2).sum()), 1e-300)
     if effective < fewest:
         raise SiteError(
             Reason.BOUNDS, f"[training] class_weights make this site's persons {effective:.1f} effective ones, min_count is {fewest}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import re
 from collections.abc import Collection
 from dataclasses import dataclass, replace
 from typing import Any
@@ -45,6 +46,7 @@ from fedml.wire.records import (
     PANEL,
     PERSONS,
     REQUEST_RECORDS,
+    RESUMES,
     SITE,
     SUMS,
     VOXELS,
@@ -95,6 +97,8 @@ def notes_of(content: RecordDict) -> tuple[RecordNote, ...]:
     for name, record in content.items():
         digest, size = hashlib.sha256(), 0
         for key in sorted(record):
+            if key == RESUMES and name == CONFIG:  # a run that goes on repeats a request; the journal notes which run it continues
+                continue
             value = record[key]
             data = value.data if hasattr(value, "data") and hasattr(value, "stype") else repr(value).encode()
             digest.update(key.encode() + b"\0")
@@ -110,6 +114,19 @@ def sha256_of(content: RecordDict) -> str:
     if not isinstance(text, str):
         raise SiteError(Reason.BAD_MESSAGE, "the message has no study")
     return hashlib.sha256(text.encode(errors="surrogatepass")).hexdigest()
+
+
+def continued(content: RecordDict, run: str) -> str:
+    """The run that a message belongs to: ``run``, or the one that it says it continues.
+
+    Raises:
+        SiteError: what it says is no number of a run.
+    """
+    config = config_record(content, CONFIG) if holds(content, CONFIG, ConfigRecord) else {}
+    origin = config.get(RESUMES, run)
+    if not isinstance(origin, str) or not re.fullmatch(r"\d{1,20}", origin, re.ASCII):
+        raise SiteError(Reason.BAD_MESSAGE, "the run that the message continues is not a number")
+    return origin
 
 
 def named(notes: tuple[RecordNote, ...], content: RecordDict, declared: Collection[str]) -> tuple[RecordNote, ...]:

@@ -16,13 +16,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 from flwr.app import Context, Message, RecordDict
 
 from fedml.clients.gate import outcomes, polygenic, signed
 from fedml.clients.gate.approvals import Approval, approval_of, stamp
-from fedml.clients.gate.bounds import check_bounds, check_effective
+from fedml.clients.gate.bounds import by_class, check_bounds, check_effective
 from fedml.clients.gate.charge import charge, check_budget
 from fedml.clients.gate.checks import (
     MEGABYTE,
@@ -32,6 +30,7 @@ from fedml.clients.gate.checks import (
     check_planned,
     check_reply,
     check_request,
+    continued,
     limits,
     named,
     notes_of,
@@ -54,10 +53,11 @@ from fedml.clients.gate.course import (
     read_course,
 )
 from fedml.clients.gate.genes import check_genes
-from fedml.clients.gate.history import answered_runs, asked_for, columns_of, evaluations_of, runs_of, seen
+from fedml.clients.gate.history import answered_runs, asked_for, columns_of, evaluations_of, exactly, runs_of, seen
 from fedml.clients.gate.journal import About, Direction, Journal, RecordNote
 from fedml.clients.gate.ledger import Ledger
 from fedml.clients.gate.pins import pin
+from fedml.clients.gate.repeats import Before, Key, check_repeats
 from fedml.clients.gate.trust import Level, check_level, exact_answers, level_of
 from fedml.clients.site import released
 from fedml.clients.site.manifest import Site, check_roster, read_site
@@ -67,7 +67,7 @@ from fedml.clients.site.stamp import stamp_of
 from fedml.clients.work import genomics
 from fedml.clients.work.apart import Apart
 from fedml.clients.work.client import reason_of, refusal
-from fedml.clients.work.half import Memory, site_algorithm
+from fedml.clients.work.half import Memory, recall, remember, site_algorithm
 from fedml.clients.work.known import HERE, Work, forget_data, layout_of, planned_persons
 from fedml.clients.work.loaded import model_for
 from fedml.clients.work.request import Request, read_request
@@ -77,10 +77,11 @@ from fedml.errors import InputError, Reason, SiteError
 from fedml.learning.statistics import neutral_constants
 from fedml.privacy.statistics import stated_constants
 from fedml.quiet import told
+from fedml.runs.checkpoints import KEPT
 from fedml.study.start import with_start
 from fedml.study.study import Study, without_transforms
 from fedml.wire.packing import bundle, is_bundled, unbundle
-from fedml.wire.records import AGREEMENT, ANALYSES, ANALYSIS, ARRAYS, CLASS_WEIGHTS, JOURNAL, OUTCOMES, Phase
+from fedml.wire.records import AGREEMENT, ANALYSES, ANALYSIS, ARRAYS, CLASS_WEIGHTS, JOURNAL, OUTCOMES, RESUMES, Phase
 
 log = logging.getLogger("fedml.site")
 
@@ -92,7 +93,8 @@ class Gate:
         self.site, self.state = site, state
         path = state / "journal.jsonl"
         self.journal = Journal(path)
-        self._accepted = seen(path)  # (run, phase, round)
+        self._accepted = seen(path)  # (run, phase, round) -> content
+        self._resumed: frozenset[tuple[str, int]] = frozenset()  # (run, number with which it goes on), noted in the journal
         self.ledger = Ledger(state / "ledger.db")
         self._runs = runs_of(path)
         self._columns = columns_of(path, Phase.SUBSPACE)
@@ -102,7 +104,7 @@ class Gate:
         self._stamp = stamp_of(site)
         self._cut = self.journal.cut()
         self._teller = Teller(state)
-        self._run = ""
+        self._run, self._again = "", False  # of the request in progress; it came before, with the same bytes
         self._confined: tuple[tuple[str, str], Apart] | None = None  # of one run of one study at a time
         self._apart: set[tuple[str, bool, str]] = set()  # (study, analysis, stamp of the data) whose persons were compared, and noted
 
@@ -115,7 +117,7 @@ class Gate:
                 raise SiteError(Reason.STATE_LOST, self._cut)
             self._read_again()
             note["records"] = notes_of(message.content)
-            note["about"] = About(note["about"].run, sha256_of(message.content))
+            note["about"] = About(continued(message.content, note["about"].run), sha256_of(message.content))
             self._approval(note["about"].study)  # before anything is unpacked or parsed: without an approval a message costs its digest
             bundled = is_bundled(message.content)
             message.content = unbundle(message.content)
@@ -125,7 +127,10 @@ class Gate:
             direction, note["records"] = "out", ()
             charge(self.ledger, self.site.manifest.policy, request, note["about"].run)
             work = self._work(request)
-            content = work.execute(self._teller.of(request, self.site), message.content, Memory(context.state, note["about"].run))
+            memory = Memory(context.state, note["about"].run, self._kept(request.study, note["about"].run), durable=True)
+            recall(request, memory)
+            content = work.execute(self._teller.of(request, self.site), message.content, memory)
+            remember(request, memory)
             note["records"] = named(notes_of(content), content, site_algorithm(request.study).returns)
             shapes = self._shapes(request, message.content) if request.phase is Phase.ROUND else None
             check_reply(request, content, message.content, reply_limits(self.site.manifest, request), shapes)
@@ -239,8 +244,12 @@ class Gate:
         check_planned(study, request.phase)
         note["records"] = named(note["records"], message.content, site_algorithm(study).sends.records)
         check_request(request, message.content)
-        key = (run, str(request.phase), request.round)
-        self._check_repeats(study, key, note["records"])
+        key, resumed = Key(run, str(request.phase), request.round), RESUMES in request.config
+        before = Before(self._accepted, self._runs, self._evaluated.get(study.sha256, ()))
+        self._again = check_repeats(before, policy, study.sha256, key, note["records"], resumed=resumed)
+        if resumed and run != str(message.metadata.run_id) and (run, message.metadata.run_id) not in self._resumed:
+            about, self._resumed = note["about"], self._resumed | {(run, message.metadata.run_id)}
+            self.journal.append(direction="site", verdict="noted", about=about, reason=f"resumed as run {message.metadata.run_id}")
         cohort = load_cohort(request.manifests, study)
         check_persons(cohort, study, allowed)
         if request.phase in OUTCOMES:
@@ -251,33 +260,22 @@ class Gate:
             self._check_bounds(request, allowed, cohort.count("train"))
         self._pin(request, message.content, run)
         if study.code is not None:  # counted before own code is asked: its refusals cannot be repeated without end
-            self._accepted.add(key)
-            self._runs[study.sha256].add(run)
+            self._accept(study, key, note["records"])
         self._run = run
         if level != "trusted":
             self._check_course(request, message.content, run)
-        self._accepted.add(key)
-        self._runs[study.sha256].add(run)
+        self._accept(study, key, note["records"])
         if request.phase is Phase.EVALUATE:
             self._evaluated.setdefault(study.sha256, set()).add(asked_for(note["records"]))
         return replace(request, trust=approval.trust), level
 
-    def _check_repeats(self, study: Study, key: tuple[str, str, int], records: tuple[RecordNote, ...]) -> None:
-        """Raises ``SiteError`` for a request that was answered, and for more runs or evaluations of the study than the policy allows."""
-        policy, (run, phase, _) = self.site.manifest.policy, key
-        if run not in self._runs.setdefault(study.sha256, set()) and len(self._runs[study.sha256]) >= policy.max_runs:
-            raise SiteError(Reason.REPLAYED, f"the study already ran {policy.max_runs} times at this site, the limit of [policy] max_runs")
-        if phase == Phase.ROUND and any(earlier[:2] == (run, Phase.EVALUATE) for earlier in self._accepted):
-            raise SiteError(Reason.OFF_PLAN, "training is requested after the last evaluation of the run")
-        if key in self._accepted:
-            raise SiteError(Reason.REPLAYED, f"this request (run, phase, round) was accepted before: {key}")
-        evaluated = self._evaluated.get(study.sha256, set())
-        if phase == Phase.EVALUATE and asked_for(records) not in evaluated and len(evaluated) >= policy.max_evaluations:
-            raise SiteError(
-                Reason.REPLAYED,
-                f"the test persons of this study were evaluated with {len(evaluated)} other models, [policy] max_evaluations allows "
-                f"{policy.max_evaluations}; a run that gives the same weights again is answered",
-            )
+    def _accept(self, study: Study, key: Key, records: tuple[RecordNote, ...]) -> None:
+        self._accepted[key] = exactly(records)
+        self._runs.setdefault(study.sha256, set()).add(key.run)
+
+    def _kept(self, study: Study, run: str) -> Path:
+        """The folder of what the study's algorithm keeps at this site between rounds."""
+        return self.state / KEPT / f"{study.sha256[:32]}-{run}"
 
     def _check_analysis(
         self, request: Request, content: RecordDict, records: tuple[RecordNote, ...], key: tuple[str, str, int], allowed: Limits
@@ -313,7 +311,7 @@ class Gate:
         if study.privacy.unit != "patient" and request.phase in (Phase.STATISTICS, Phase.ROUND):
             check_bounds(study, policy, allowed.min_count, training)
             if study.training.class_weights and study.training.class_weights != "inverse":
-                check_effective(self._by_class(request), np.array(study.training.class_weights), allowed.min_count)
+                check_effective(by_class(load_cohort(request.manifests, study), study), study.training.class_weights, allowed.min_count)
         if (study.sha256, request.phase in ANALYSES, self._stamp) in self._apart:
             return
         for persons in planned_persons(request):
@@ -342,6 +340,8 @@ class Gate:
         algorithm = site_algorithm(study)
         course, last = read_course(self.state, study, run)
         number = request.round + (request.phase is Phase.EVALUATE)  # the final weights would begin the next round
+        if last is not None and number <= course.round and self._again:
+            return
         if last is None:
             if run in self._trained:
                 raise SiteError(Reason.STATE_LOST, f"what this site remembered of run {run} is lost")
@@ -365,18 +365,13 @@ class Gate:
     def _training(self, request: Request) -> int:
         return load_cohort(request.manifests, request.study).count("train")
 
-    def _by_class(self, request: Request) -> npt.NDArray[np.int64]:
-        """(classes,) training persons of this site."""
-        cohort, classes = load_cohort(request.manifests, request.study), len(request.study.cohort.classes)
-        return np.bincount(cohort.labels[cohort.rows("train")].astype(int), minlength=classes)
-
     def _check_constants(self, request: Request, content: RecordDict) -> None:
         """Raises ``SiteError`` if the preprocessing constants are not those that the study states, or do not fit the site's persons."""
         study, agreed = request.study, read_arrays(content, AGREEMENT)
         if study.training.class_weights == "inverse":
             manifest = self.site.manifest
             fewest = 0 if manifest.data.public else limits(manifest.policy, study).min_count
-            check_class_weights(self._by_class(request), agreed.get(CLASS_WEIGHTS), fewest)
+            check_class_weights(by_class(load_cohort(request.manifests, study), study), agreed.get(CLASS_WEIGHTS), fewest)
         check_stated(neutral_constants(study), agreed)
         if study.privacy.unit != "none" and study.privacy.statistics == "stated":
             check_stated(stated_constants(study, layout_of(study, content)), agreed)
@@ -393,8 +388,10 @@ class Gate:
             self._apart.add(key)
         if level != "trusted" and request.phase is Phase.ROUND and exact_answers(study):
             course, _ = read_course(self.state, study, run)
+            self._trained.add(run)
+            if course.round >= request.round:  # repeated by a run that goes on
+                return
             received = read_arrays(content, ARRAYS)
             returned = [read_arrays(reply, name) for name in site_algorithm(study).returns]
             flat = {f"{place} {name}": value for place, arrays in enumerate(returned) for name, value in arrays.items()}
-            self._trained.add(run)
             keep_course(self.state, study, followed(study, course, request.round, received, read_arrays(reply, ARRAYS), flat), received)

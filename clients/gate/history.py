@@ -8,13 +8,19 @@ from pathlib import Path
 from fedml.clients.gate.journal import RecordNote, entries
 
 
-def seen(path: Path) -> set[tuple[str, str, int]]:
-    """(run, phase, round) of every request that was accepted, so that it is not accepted again after a restart.
+def seen(path: Path) -> dict[tuple[str, str, int], str]:
+    """(run, phase, round) of every request that was accepted -> its content (``exactly``), so that after a restart it is not
+    accepted again, or only as it was.
 
     Raises:
         InputError: a line other than the last is not an entry.
     """
-    return {(e.run, e.phase, e.round) for e in entries(path) if e.direction == "in" and e.verdict == "accepted"}
+    return {(e.run, e.phase, e.round): exactly(e.records) for e in entries(path) if e.direction == "in" and e.verdict == "accepted"}
+
+
+def exactly(records: Sequence[RecordNote]) -> str:
+    """Identifies the content of a request: names and digests of all records."""
+    return " ".join(sorted(f"{note.name}:{note.sha256}" for note in records))
 
 
 def runs_of(path: Path) -> dict[str, set[str]]:

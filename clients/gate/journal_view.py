@@ -16,7 +16,7 @@ _SENTENCES = {
     "implausible": "a number that the persons of this site cannot have",
     "internal": "an error at this site; the site's log describes the error",
     "own-code": "the study's own code failed, was changed after its approval, or cannot be confined on this machine (see site.log)",
-    "state-lost": "the state that this site kept of earlier rounds of the run was lost in a restart",
+    "state-lost": "the state that this site kept of earlier rounds of the run was lost",
 }
 
 

@@ -20,7 +20,7 @@ from fedml.clients.site.few import without_few
 from fedml.clients.site.manifest import check_roster, find_sites
 from fedml.clients.site.progress import counting
 from fedml.clients.site.read import load_aligned, load_cohort
-from fedml.clients.work.half import Memory, begin, end, round_training
+from fedml.clients.work.half import Memory, begin, end, recall, remember, round_training
 from fedml.clients.work.loaded import Loaded, model_for, weighed
 from fedml.clients.work.request import Request, _study_of, own_flips, read_request, read_site_once
 from fedml.cohort.groups import reportable_groups
@@ -43,6 +43,7 @@ from fedml.privacy.dpsgd import PrivateSteps, private_train
 from fedml.privacy.releases import noise_multiplier, sampling
 from fedml.privacy.statistics import private_sums
 from fedml.quiet import hush, told
+from fedml.runs.checkpoints import KEPT
 from fedml.runs.software import code_digest
 from fedml.seeds import derive_seed
 from fedml.study.section import PARTS, PartName
@@ -71,6 +72,7 @@ from fedml.wire.records import (
     PANEL,
     PERSONS,
     POLICY,
+    RESUMES,
     SITE,
     SUMS,
     VOXELS,
@@ -108,7 +110,10 @@ def answer(message: Message, context: Context, charge: Callable[[Request], None]
         if len(request.manifests) == 1:
             check_roster(read_site_once(request.manifests[0]), request.study)
         with hush():
-            content = execute(request, message.content, Memory(context.state, str(message.metadata.run_id)))
+            memory = Memory(context.state, str(request.config.get(RESUMES, message.metadata.run_id)), _kept_at(context, request))
+            recall(request, memory)
+            content = execute(request, message.content, memory)
+            remember(request, memory)
         return Message(bundle(content) if bundled else content, reply_to=message)
     except Exception as error:  # of any type; the text may name a person, so only a code leaves
         reason = reason_of(error)
@@ -117,6 +122,11 @@ def answer(message: Message, context: Context, charge: Callable[[Request], None]
 
 
 app = app_of(answer)
+
+
+def _kept_at(context: Context, request: Request) -> Path | None:
+    """Where a site whose data are on the machine of the run keeps its state: in the run's folder, until the run's end."""
+    return Path(str(context.run_config["run"])) / KEPT / request.name if "run" in context.run_config else None
 
 
 def reason_of(error: BaseException) -> Reason:

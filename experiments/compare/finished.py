@@ -48,7 +48,9 @@ from fedml.strategies.agreement.agree import ask_who
 from fedml.strategies.agreement.agreement import Agreement
 from fedml.strategies.agreement.external import lacking, with_external
 from fedml.strategies.agreement.meaning import meaning_of
-from fedml.strategies.rounds import RunState, agreed_event, check_reporter, evaluate, privacy_record
+from fedml.strategies.checkpoint import RunState
+from fedml.strategies.epsilon import privacy_record
+from fedml.strategies.rounds import agreed_event, check_reporter, evaluate
 from fedml.study.study import Study, parse_study
 
 if TYPE_CHECKING:

@@ -315,7 +315,8 @@ def test_everywhere(study: Study, sites: Mapping[str, Site], trained: Path) -> t
     from fedml.clients.gate.local import app
     from fedml.flower.grid import InProcessGrid
     from fedml.strategies.agreement.agreement import Agreement
-    from fedml.strategies.rounds import RunState, evaluate
+    from fedml.strategies.checkpoint import RunState
+    from fedml.strategies.rounds import evaluate
 
     arrays, image_shape, panel = load_model(trained)
     constants = {k: v for k, v in arrays.items() if k.startswith(("preprocess.", "target."))}

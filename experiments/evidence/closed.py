@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import re
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -321,6 +321,24 @@ def _read(text: str) -> float:
         return datetime.strptime(text, "%Y%m%d-%H%M%S").replace(tzinfo=UTC).timestamp()
     except ValueError:
         return float("inf")
+
+
+def resumed(record: Record, rows: Sequence[Mapping[str, Any]]) -> Iterator[Problem]:
+    """A run that goes on has done the rounds that it says, and counts what it may have requested twice: one more each time, once sites were
+    asked for a round."""
+    done, asked, seen = 0, 0, set[str]()
+    for row in rows:
+        seen.add(str(row["event"]))
+        done += row["event"] == "round"
+        if row["event"] != "resumed":
+            continue
+        again = row["rounds_again"] + row["evaluations_again"]
+        if row["round"] != done:
+            yield EVENTS, f"the run goes on after round {row['round']}, and the log has {done} before"
+        more = again - asked
+        if not (1 <= more <= record.study.federation.rounds + 1 if "agreed" in seen and "final" not in seen else more == 0):
+            yield EVENTS, f"the run goes on after round {done}, and counts {again} requests that may have been answered twice"
+        asked = again
 
 
 def _date(seconds: float) -> str:

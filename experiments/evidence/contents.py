@@ -29,6 +29,7 @@ from fedml.experiments.report.page import figures as report_figures
 from fedml.experiments.runs.record import ANALYSES, TRAININGS, Record, exchanges, job_of, read_record
 from fedml.runs.events import body
 from fedml.runs.log import COUNTS, EVENTS, EXAMPLES, LAYOUT, MODEL, PANEL, RECEIVED, SHARED, STEPS, STUDY, SUMS
+from fedml.runs.rows import NONE_AGAIN, Again
 from fedml.runs.software import code_digest, words
 from fedml.study.code_section import DISTRIBUTION
 from fedml.study.sources import FOLDER as CODE
@@ -111,7 +112,7 @@ def derived(record: Record) -> dict[str, bytes]:
         ),
         "policies.json": canonical({s.name: s.policy if s.policy is not None else "not disclosed" for s in record.sites}),
         "journals.json": canonical({s.name: journal_rows(record, s.name) or "not reported" for s in record.sites}),
-        "privacy.json": canonical({"asked": rounds_requested(record), **body(record.privacy)}),
+        "privacy.json": canonical({"asked": rounds_requested(record), **_again(record), **body(record.privacy)}),
         REPORT: page.encode(),
         CITATION: citation(record, stated).encode(),
         ZENODO: zenodo(record, stated).encode(),
@@ -124,8 +125,18 @@ def derived(record: Record) -> dict[str, bytes]:
 
 
 def rounds_requested(record: Record) -> dict[str, int]:
-    """Site -> number of rounds requested of it, each of which it may have released: all rounds, for each site that agreed and trains."""
+    """Site -> number of rounds requested of it, each of which it may have released: all rounds, for each site that agreed and trains; what
+    a resumed run may have requested twice is apart (``requested_again``)."""
     return {site: len(record.rounds) for site in record.agreed.sites if site in record.study.federation.training}
+
+
+def _again(record: Record) -> dict[str, Any]:
+    return {"again": requested_again(record)._asdict()} if record.resumed else {}
+
+
+def requested_again(record: Record) -> Again:
+    """How many requests a run that was resumed may have made twice."""
+    return Again(record.resumed[-1].rounds_again, record.resumed[-1].evaluations_again) if record.resumed else NONE_AGAIN
 
 
 def journal_rows(record: Record, site: str) -> list[dict[str, Any]]:

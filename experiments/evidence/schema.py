@@ -164,6 +164,16 @@ class _RoundEvent(_Form):
     refused: dict[_Name, _Reason]
 
 
+class _Resumed(_Form):
+    event: Literal["resumed"]
+    time: _Time
+    round: _Round
+    status: Literal["killed", "failed", "stopped"]
+    rounds_again: _Count
+    evaluations_again: _Count
+    code: _Code
+
+
 class _Claim(_Form):
     unit: Literal["person", "site"]
     adjacency: _Name
@@ -296,8 +306,8 @@ class _Step(_Form):
 
 
 _FORMS: dict[str, tuple[type[_Form], ...]] = {
-    "start": (_Start,), "checks": (_Checks,), "agreed": (_Agreed,), "round": (_RoundEvent,), "privacy": (_NoPrivacy, _Privacy),
-    "final": (_Final,), "end": (_End,),
+    "start": (_Start,), "checks": (_Checks,), "agreed": (_Agreed,), "round": (_RoundEvent,), "resumed": (_Resumed,),
+    "privacy": (_NoPrivacy, _Privacy), "final": (_Final,), "end": (_End,),
 }  # fmt: skip
 _OF_ANALYSIS: dict[str, tuple[type[BaseModel], ...]] = {
     "start": (_StartOfAnalysis,), "checks": (_Checks,), "agreed": (_AgreedOfAnalysis,), "step": (_Progress,), "gwas": (_Results,),
@@ -306,6 +316,7 @@ _OF_ANALYSIS: dict[str, tuple[type[BaseModel], ...]] = {
 _ORDER = ("start", "checks", "agreed", "round", "privacy", "final", "end")
 _REPEATED = ("checks", "round", "step")
 _ONLY = ("gwas", "outcomes")  # of which an analysis has one
+_ANYWHERE = "resumed"  # between the first event and the last
 
 
 def wrong_log(raw: bytes, result: str = "") -> Iterator[str]:
@@ -333,6 +344,9 @@ def wrong_log(raw: bytes, result: str = "") -> Iterator[str]:
         if why := wrong_row(row, forms):
             yield f"line {number}, {kind}: {why}"
         kinds.append(str(kind))
+    if _ANYWHERE in (*kinds[:1], *kinds[-1:]):
+        yield "begins or ends with a run that goes on"
+    kinds = [kind for kind in kinds if kind != _ANYWHERE]
     places = [order.index(kind) for kind in kinds]
     if places != sorted(places) or any(kinds.count(kind) != 1 for kind in order if kind not in _REPEATED):
         yield f"its events are not one {', one '.join(k for k in order if k not in _REPEATED)} in this order"

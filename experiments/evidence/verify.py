@@ -36,6 +36,7 @@ from fedml.experiments.evidence.contents import (  # fmt: skip
     derived,
     is_source,
     record_of,
+    requested_again,
     rounds_requested,
     software_text,
 )
@@ -220,6 +221,7 @@ def _rounds(record: Record) -> Iterator[Problem]:
             yield EVENTS, f"{event.kind} {event.round}: not every site of the roster either answered or refused"
         if len(answered & set(study.federation.training)) < study.federation.needed:
             yield EVENTS, f"{event.kind} {event.round}: fewer sites than the quorum"
+    yield from closed.resumed(record, events)
     times = [e["time"] for e in events]
     if times != sorted(times):
         yield EVENTS, "the times of the events are not in order"
@@ -295,8 +297,8 @@ def _epsilon_text(record: Record) -> str:
 
 
 def _epsilon(record: Record) -> Iterator[Problem]:
-    from fedml.strategies.rounds import privacy_record
+    from fedml.strategies.epsilon import privacy_record
 
-    fresh = plain(body(privacy_record(record.study, rounds_requested(record))))
+    fresh = plain(body(privacy_record(record.study, rounds_requested(record), requested_again(record))))
     if found := value_differs(body(record.privacy), fresh, "privacy"):
         yield EVENTS, f"{found}, recomputed from the study and {len(record.rounds)} rounds"

@@ -61,6 +61,7 @@ def figures(record: Record) -> dict[str, Any]:
             "weights_sha256": record.final.weights_sha256 or None,
             "parameters": record.agreed.parameters if record.agreed.came else None,
             **({} if record.final.kept is None else {"kept": record.final.kept}),
+            **({"resumed": [{"round": e.round, "status": e.status} for e in record.resumed]} if record.resumed else {}),
         },
         "measure": task.measure, "part": part, "higher": task.higher, "classes": list(task.classes), "scores": scores,
         "worst": _worst(task, scores), "notes": _notes(task, counts, merged), "noised": bool(merged) and noised,

@@ -105,6 +105,8 @@ def sites(record: Record, found: Found) -> str:
         took += f" External validation only, without training: {words.join(roster.evaluate_only)}."
     if "kept" in run:
         took += f" The result is the model of round {run['kept']}, which had the best validation metrics."
+    if record.resumed:
+        took += f" {words.resumed(record)}"
     return section(
         "sites",
         "Sites and participation",

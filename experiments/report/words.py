@@ -10,7 +10,7 @@ from typing import Any
 
 from fedml.experiments.report.markup import between, written
 from fedml.experiments.runs.record import Record
-from fedml.runs.software import CHANGED
+from fedml.runs.software import CHANGED, other_code
 from fedml.tasks.registry import make_task
 from fedml.tasks.task import Result
 
@@ -84,6 +84,15 @@ def took_part(record: Record, found: Found) -> str:
         return text
     always = [site for site in agreed if found["sites"][site]["rounds"] == run["rounds"]]
     return f"{text} {len(always)} of them took part in every round; a round needs {record.study.federation.needed}."
+
+
+def resumed(record: Record) -> str:
+    """That the run stopped and went on: after which rounds, and whether by other code of this software."""
+    where = [f"after round {event.round}" if event.round else "before its first round" for event in record.resumed]
+    how = {"killed": "its process ended without a word", "failed": "it failed", "stopped": "it was stopped from the keyboard"}
+    why = [f"{place} ({how[event.status]})" for place, event in zip(where, record.resumed, strict=True)]
+    other = "" if all(other_code(record.start.code, event.code) is None for event in record.resumed) else ", by other code of this software"
+    return f"The run stopped and was resumed {join(why)}{other}; the round in progress was repeated."
 
 
 def asked(record: Record) -> str:

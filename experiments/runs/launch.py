@@ -51,6 +51,22 @@ def load_study(path: Path, changes: list[str] | None, seed: int | None) -> Study
     return read_study(path, overrides=parse_overrides(changes or []), seed=seed, fetch=_fetched)
 
 
+def study_to_run(path: Path | None, again: Path | None, changes: list[str] | None, seed: int | None) -> Study:
+    """The study of the file; with ``again``, the folder of a run that goes on, that run's own, which the file must give if there is one.
+
+    Raises:
+        InputError: there is neither, or the run is of another study.
+    """
+    if path is None and (again is None or changes or seed is not None):
+        raise InputError("fedml run: give a study file, such as fedml run study.toml; it may be left out only of a plain --resume RUN.")
+    given = None if path is None else load_study(path, changes, seed)
+    if again is None and given is not None:
+        return given
+    from fedml.experiments.runs.resume import study_to_resume
+
+    return study_to_resume(again or Path(), given)
+
+
 def _fetched(uri: str) -> Path:
     """The weights of a model in MLflow, in a folder that is removed when this process ends."""
     import atexit
@@ -80,10 +96,11 @@ def launch(
 ) -> Launched:
     """Runs the study and shows its progress. A failed run is returned as an outcome, not raised.
 
-    ``write``: makes the files for a person that MLflow gets, of a run that trains a model.
+    ``write``: makes the files for a person that MLflow gets, of a run that trains a model. With the job ``resume`` the run of the folder
+    ``where.resume`` goes on.
 
     Raises:
-        InputError: options that do not go together, or data that cannot be used.
+        InputError: options that do not go together, data that cannot be used, or a run that cannot go on.
     """
     if where.engine not in ENGINES:
         raise InputError(f'--engine "{where.engine}" is not known{nearest(where.engine, ENGINES)}; it is local, simulation or deployment.')
@@ -94,28 +111,36 @@ def launch(
 
     tracker = Tracking(write) if track else None  # before PyTorch is loaded: of it the copy of this process has no need
     from fedml.clients.gate.local import Plan, check_budgets
+    from fedml.experiments.options import WhereAgain
+    from fedml.experiments.runs.resume import held, prepare
     from fedml.experiments.runs.run import On, new_run, read_all, run
+    from fedml.experiments.runs.run import outcome as outcome_of
     from fedml.experiments.runs.show import Progress
 
     home, connection = _connection(where.superlink) if where.superlink is not None else (None, "own")
     found = find(where.sites, study, console.print) if where.sites is not None else {}
     if where.superlink is None:
         read_all(study, found, lambda line: console.print(line, markup=False, soft_wrap=True), job)
-        if job != "preflight":  # which trains nothing
+        if job not in ("preflight", "resume"):  # the first trains nothing; of the second a part is charged already
             check_budgets([Plan(study, name, site) for name, site in found.items()])
-    folder = new_run(study, where.runs, study_file, engine=where.engine, job=job)
-    if tracker:
-        tracker.begin(folder, study)
-    progress = Progress(study, console, job)
-    outcome = run(
-        study, found, folder, On(where.engine, where.sites or Path(), home, connection, where.workers if job == "train" else 1),  # type: ignore[arg-type]
-        listeners=[progress], debug=is_debug(), job=job,
-    )  # fmt: skip
-    progress.close()
-    finished = job == "train" and outcome.status == "finished"
-    if finished and found:
-        _draw_examples(folder, study, found, console)
-    return Launched(study, outcome, *(tracker.wait(folder, study, finished=finished) if tracker else (None, "")))
+    again = where.resume if isinstance(where, WhereAgain) else None
+    folder = again or new_run(study, where.runs, study_file, engine=where.engine, job=job)
+    trains = job in ("train", "resume")
+    on = On(where.engine, where.sites or Path(), home, connection, where.workers if trains else 1)  # type: ignore[arg-type]
+    with held(folder):
+        complete = again is not None and prepare(again, study, where.engine)
+        if tracker:
+            tracker.begin(folder, study)
+        progress = Progress(study, console, job)
+        outcome = (
+            outcome_of(folder, 0.0) if complete else
+            run(study, found, folder, on, listeners=[progress], debug=is_debug(), job=job)
+        )  # fmt: skip
+        progress.close()
+        finished = trains and outcome.status == "finished"
+        if finished and found:
+            _draw_examples(folder, study, found, console)
+        return Launched(study, outcome, *(tracker.wait(folder, study, finished=finished) if tracker else (None, "")))
 
 
 def _draw_examples(run: Path, study: Study, sites: dict[str, Any], console: Console) -> None:
@@ -143,6 +168,7 @@ def _connection(superlink: str) -> tuple[Path | None, str]:
 
 def closing_line(launched: Launched, console: Console) -> None:
     """Prints the status of the run, the folder of its record and, last, that MLflow has no complete record."""
+    from fedml.runs.checkpoints import CHECKPOINTS
     from fedml.runs.events import Round
     from fedml.runs.log import UNFINISHED
 
@@ -153,6 +179,8 @@ def closing_line(launched: Launched, console: Console) -> None:
         console.print(
             f"{kept}: the weights after round {done}; a study that names the file in [model] start goes on from them", soft_wrap=True
         )
+    if outcome.status != "finished" and (outcome.run / CHECKPOINTS).exists():
+        console.print(f"the run can go on: the same command with --resume {outcome.run}", soft_wrap=True, markup=False)
     if why := launched.mlflow_error:
         console.print(
             f"MLflow has no complete record of this run ({why}); the run itself {outcome.status}, and its folder has all data. "

@@ -25,6 +25,7 @@ from fedml.runs.events import (
     End,
     Final,
     Privacy,
+    Resumed,
     Round,
     SiteDisclosure,
     Start,
@@ -70,7 +71,7 @@ class SiteRecord:
 @dataclass(frozen=True)
 class Record:
     """A whole run. ``start``, ``agreed``, ``rounds``, ``final``, ``privacy``, ``end`` are its events (``fedml.runs.events``); an event that
-    did not occur is empty, and its ``came`` is False."""
+    did not occur is empty, and its ``came`` is False. ``resumed``: the times that the run went on after it had stopped."""
 
     run: Path
     study: Study
@@ -83,6 +84,7 @@ class Record:
     end: End
     sites: tuple[SiteRecord, ...]
     counts: Counts
+    resumed: tuple[Resumed, ...] = ()
 
     @property
     def run_id(self) -> str:
@@ -130,7 +132,8 @@ def read_record(run: Path, jobs: Collection[str] = TRAININGS) -> Record:
     rounds = tuple(e for e in events if isinstance(e, Round))
     checks = tuple(last(events, Checks(checks=[])).checks)
     sites = tuple(_site(name, agreed, rounds, final, privacy) for name in study.federation.sites)
-    return Record(run, study, start, agreed, rounds, final, privacy, checks, last(events, NO_END), sites, load_counts(run))
+    again = tuple(e for e in events if isinstance(e, Resumed))
+    return Record(run, study, start, agreed, rounds, final, privacy, checks, last(events, NO_END), sites, load_counts(run), again)
 
 
 def exchanges(rounds: Sequence[Round], final: Final) -> list[Round | Final]:

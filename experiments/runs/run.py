@@ -35,7 +35,7 @@ from fedml.study.study import Study
 from fedml.tracking.store import versions
 
 Engine = Literal["local", "simulation", "deployment"]
-Job = Literal["train", "gwas", "genes", "frequencies", "survival", "glm", "describe", "preflight"]
+Job = Literal["train", "resume", "gwas", "genes", "frequencies", "survival", "glm", "describe", "preflight"]
 Listener = Callable[[Sequence[Event]], None]
 _POLL_SECONDS = 0.2  # between two reads of a run's events
 _ASK_SECONDS = 10.0  # between two questions to the SuperLink how the run is
@@ -79,7 +79,7 @@ def read_all(study: Study, sites: Mapping[str, Site], say: Callable[[str], None]
         else:
             say(f"{name}: {cohort.count('train')} train, {cohort.count('val')} val, {cohort.count('test')} test persons{excluded}")
     training = [cohort for name, cohort in cohorts.items() if name not in study.federation.evaluate_only]
-    if job == "train" and not any(c.count("test") for c in training):
+    if job in ("train", "resume") and not any(c.count("test") for c in training):
         without = sum((Counter(c.excluded) for c in training), Counter[str]())
         why = f" (left out at all sites: {', '.join(f'{count} with {reason}' for reason, count in without.items())})" if without else ""
         fix = "raise test in [cohort] split, or correct the split files" + (", labels or ids" if without else "")

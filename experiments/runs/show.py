@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from fedml.cohort.variants.checks import ALL_SITES
 from fedml.experiments.runs.hints import without_score
-from fedml.runs.events import NO_PRIVACY, Agreed, CheckRow, Checks, Event, Final, Round, SiteRow, Step, body
+from fedml.runs.events import NO_PRIVACY, Agreed, CheckRow, Checks, Event, Final, Resumed, Round, SiteRow, Step, body
 from fedml.runs.log import last, load_counts
 from fedml.study.study import Study
 from fedml.tasks.few import few_notes
@@ -22,6 +22,9 @@ if TYPE_CHECKING:
     from fedml.experiments.runs.run import Outcome
 
 
+_STOPPED = {"killed": "ended without a word", "failed": "failed", "stopped": "been stopped"}
+
+
 class Progress:
     """A bar over the rounds with the watched metric, sites and remaining time; without a terminal, about ten plain lines."""
 
@@ -32,14 +35,14 @@ class Progress:
         self.study, self.console = study, console
         self.watched = make_task(study).watched
         columns = (
-            TextColumn("round" if job == "train" else "step"),
+            TextColumn("round" if job in ("train", "resume") else "step"),
             MofNCompleteColumn(),
             BarColumn(),
             TextColumn("{task.description}"),
             TimeRemainingColumn(),
         )
         self.bar = Bar(*columns, console=console, transient=True, disable=not console.is_terminal)
-        self.row = self.bar.add_task("starting", total=study.federation.rounds if job == "train" else None)
+        self.row = self.bar.add_task("starting", total=study.federation.rounds if job in ("train", "resume") else None)
         self.bar.start()
         self.every = max(1, study.federation.rounds // 10)
 
@@ -58,6 +61,8 @@ class Progress:
                     model = f"; model of {event.parameters} parameters" if event.parameters else ""
                     started = f"; {len(event.started)} of its arrays begin as those of [model] start" if event.started else ""
                     self.console.print(f"{len(event.sites)} sites agreed{model}{started}{shared}")
+                case Resumed():
+                    self.console.print(f"the run goes on after round {event.round}; it had {_STOPPED[event.status]}")
                 case Round():
                     number, text = event.round, self._summary(event)
                     self.bar.update(self.row, completed=number, description=text)

@@ -169,16 +169,21 @@ def events_by_site(study: Study, rounds: Mapping[str, int] | None = None) -> dic
     return {site: training_events(study, site, n) for site, n in done.items()}
 
 
-def claims(study: Study, rounds: Mapping[str, int] | None = None) -> dict[str, Claim]:
-    """The study's privacy claims, by site (unit patient) or one, under ``""`` (unit site)."""
+def claims(study: Study, rounds: Mapping[str, int] | None = None, again: int = 0) -> dict[str, Claim]:
+    """The study's privacy claims, by site (unit patient) or one, under ``""`` (unit site).
+
+    Args:
+        again: evaluations that a resumed run may have requested twice.
+    """
     from fedml.privacy.claims import claim
 
     out = {}
     for site, events in events_by_site(study, rounds).items():
-        worst = max((events, evaluation_events(study)), key=lambda e: _epsilon(study, e))
+        counts = evaluation_events(study, evaluations(study) + again)
+        worst = max((events, counts), key=lambda e: _epsilon(study, e))
         unit: Literal["person", "site"] = "site" if study.privacy.unit == "site" else "person"
         out[site] = claim(unit, worst, study.privacy.delta, covered(study), not_covered(study))
-    if evaluated := evaluation_events(study, 1):
+    if evaluated := evaluation_events(study, 1 + again):
         for site in study.federation.evaluate_only:
             out[site] = claim("person", evaluated, study.privacy.delta, ("the counts behind every metric",), not_covered(study))
     return out

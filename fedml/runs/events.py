@@ -213,6 +213,20 @@ class Final(Event):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Resumed(Event):
+    """A run that stopped goes on. ``round``: the last complete one, 0 for none; ``status``: how it had stopped (killed: its log had no
+    end; failed; stopped), without the reason, which may name a file of the machine. ``rounds_again``, ``evaluations_again``: how many
+    requests may have been answered twice, of all times that the run was resumed. ``code``: of this software, with which it goes on."""
+
+    kind = "resumed"
+    round: int
+    status: str
+    rounds_again: int
+    evaluations_again: int
+    code: Software
+
+
+@dataclass(frozen=True, kw_only=True)
 class Step(Event):
     """Progress of an analysis. ``total``: None if unknown; ``log``: whether to print a line without a terminal."""
 
@@ -310,7 +324,7 @@ class End(Event):
     reason: str
 
 
-_ALL = (Start, Checks, Agreed, Round, Privacy, Final, Step, Gwas, Genes, Frequencies, Outcomes, End)
+_ALL = (Start, Checks, Agreed, Round, Resumed, Privacy, Final, Step, Gwas, Genes, Frequencies, Outcomes, End)
 KINDS: dict[str, type[Event]] = {kind.kind: kind for kind in _ALL}
 
 # What stands for an event that has not come.
@@ -320,6 +334,7 @@ NOT_AGREED = Agreed(
 )  # fmt: skip
 NO_PRIVACY = Privacy(unit="none", epsilon=None, delta=0.0, claims={}, sentence=None)
 NO_FINAL = Final(round=0, weights_sha256="", metrics={}, groups={}, sites={}, refused={}, seconds=0.0, kept=None, meaning_sha256=None)
+NOT_RESUMED = Resumed(round=0, status="", rounds_again=0, evaluations_again=0, code=Software(version="", sha256="", commit=""))
 NO_END = End(status="unfinished", reason="")
 
 # What a field holds that is not written.

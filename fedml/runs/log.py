@@ -79,14 +79,27 @@ def plain(value: Any) -> Any:
 
 
 def emit(run: Path, event: Event) -> None:
-    """Appends one event to the run's log, with the time (Unix seconds).
+    """Appends one event to the run's log, with the time (Unix seconds): its own if it has one, or now.
 
     Raises:
         OSError: the disk is full; the log then ends with the event before, not within this one.
     """
-    line = json.dumps(plain(to_row(replace(event, time=time.time()))), allow_nan=False) + "\n"
-    with (run / EVENTS).open("ab", buffering=0) as file:
-        before, data = file.seek(0, os.SEEK_END), memoryview(line.encode())
+    write_line(run, line_of(replace(event, time=event.time or time.time())))
+
+
+def line_of(event: Event) -> str:
+    """The line of an event, which has its time."""
+    return json.dumps(plain(to_row(event)), allow_nan=False)
+
+
+def write_line(run: Path, line: str) -> None:
+    """Appends a line (``line_of``) to the run's log.
+
+    Raises:
+        OSError: the disk is full; the log then ends with the line before, not within this one.
+    """
+    with open(f"{run}/{EVENTS}", "ab", buffering=0) as file:
+        before, data = file.seek(0, os.SEEK_END), memoryview(f"{line}\n".encode())
         try:
             while data:
                 data = data[file.write(data) :]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TypedDict
+from typing import NamedTuple, TypedDict
 
 
 class ColumnRow(TypedDict):
@@ -27,3 +27,13 @@ class VariantRow(TypedDict):
     frequency: float
     n: int
     method: str
+
+
+class Again(NamedTuple):
+    """How many requests for a round, and for the last evaluation, may have been answered twice."""
+
+    rounds: int
+    evaluations: int
+
+
+NONE_AGAIN = Again(0, 0)

@@ -27,6 +27,7 @@ from fedml.runs.events import (
     Gwas,
     Outcomes,
     Privacy,
+    Resumed,
     Round,
     SiteDisclosure,
     SiteRow,
@@ -130,6 +131,8 @@ class Tracker:
                     self._agreed(client, event)
                 case Round() | Final():
                     self._round(event)
+                case Resumed():
+                    client.set_tag(self.parent, "fedml.resumed", f"after round {event.round}; {event.status}")
                 case Privacy():
                     self._privacy(client, event)
                 case Checks():
@@ -343,7 +346,7 @@ class Tracker:
         finished = self.status == "FINISHED"
         if finished:
             self._held_out()
-        for site, ways in self.bytes.items():
+        for site, ways in self.bytes.items() if self.status != "RUNNING" else ():  # a run that was killed may go on
             for way, total in ways.items():
                 self.put(self.children[site], f"total/{way}", total, self.final.round)
         model = finished and self.whole and (self.run / MODEL).exists()

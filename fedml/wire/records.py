@@ -96,7 +96,8 @@ REQUEST_RECORDS: dict[Phase, set[str]] = {
     Phase.EVALUATE: {CONFIG, AGREEMENT, ARRAYS},
     **{phase: {CONFIG, AGREEMENT, ANALYSIS} for phase in ANALYSES},
 }
-REQUEST_CONFIG: dict[str, type] = {"study": str, "phase": str, "round": int, "server-round": int}
+RESUMES = "resumes"  # of a run that goes on after it stopped: Flower's number of the run with which it began
+REQUEST_CONFIG: dict[str, type] = {"study": str, "phase": str, "round": int, "server-round": int, RESUMES: str}
 COUNTED_ROUND = "counted-round"  # where sites keep state: the last round in which the site's reply was counted, 0 for none
 REPLY_METRICS: dict[str, type] = {NUM_EXAMPLES: int, "loss-sum": float, "seen": int, "steps": int, "train_loss": float}
 # Under patient-level privacy: the number of persons that the study states, and no training metric.

@@ -54,7 +54,7 @@ class FlowerStrategy(Strategy):
     def __init__(self, inner: Strategy, study: Study, algorithm: Algorithm) -> None:
         self.inner, self.study, self.algorithm = inner, study, algorithm
         self.nodes: Sequence[int] = ()
-        self._config = ConfigRecord(dict(changeable(study)))
+        self.config = ConfigRecord(dict(changeable(study)))
 
     def configure_train(self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid) -> Iterable[Message]:
         """The strategy's messages, each with its own config.
@@ -62,10 +62,10 @@ class FlowerStrategy(Strategy):
         Raises:
             RunError: a message has a key or a record that sites do not take, or a value beyond the study.
         """
-        self._config.update(config)
+        self.config.update(config)
         chosen = cast(Grid, _Nodes(grid, self.nodes)) if self.nodes else grid
         with _seeded(derive_seed("strategy", self.study.study.seed, server_round)):
-            messages = list(self.inner.configure_train(server_round, arrays, self._config, chosen))
+            messages = list(self.inner.configure_train(server_round, arrays, self.config, chosen))
         for message in messages:
             if set(message.content) != {ARRAYS, CONFIG}:
                 more = sorted(set(message.content) ^ {ARRAYS, CONFIG})[0]

@@ -1,6 +1,6 @@
 """The optimiser's state (Adam's moments, SGD's momentum) kept at each site between the rounds of a run: ``[training] keep_optimizer``.
 
-It is site state as SCAFFOLD's is: in memory, for one run, of the last round in which the site's reply was counted. It stays there.
+It is site state as SCAFFOLD's is: for one run, of the last round in which the site's reply was counted. It stays there.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def keeping_optimizer(algorithm: Algorithm, plan: Training) -> Algorithm:
     def shapes(model: Shapes) -> Shapes:
         return {f"{key}/{name}": () if key == "step" else shape for key in _keys(plan) for name, shape in parameters(model).items()}
 
-    keeps = " and ".join(filter(None, [algorithm.words.keeps, "the optimiser's state, in memory until the run ends"]))
+    keeps = " and ".join(filter(None, [algorithm.words.keeps, "the optimiser's state, until the run ends"]))
     words = replace(algorithm.words, keeps=keeps)
     return replace(algorithm, site=site, keeps={**algorithm.keeps, OPTIMIZER: shapes}, words=words)
 

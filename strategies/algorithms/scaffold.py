@@ -62,7 +62,7 @@ def scaffold(server_lr: ServerLr = 1.0) -> Algorithm:
     words = Words(
         gets=" and the server's control variate",
         leaves="the change of the site's control variate (one number for each number of the model)",
-        keeps="the site's control variate (SCAFFOLD), in memory until the run ends",
+        keeps="the site's control variate (SCAFFOLD), until the run ends",
         report="The next model is the mean of the sites' models, each site with the same weight; control variates remove the difference "
         "between the sites' gradients from each local step (SCAFFOLD).",
     )

@@ -40,5 +40,5 @@ def test_every_command_explains_its_positional_arguments(name: str, app: typer.T
 def test_the_help_of_a_command_with_grouped_options_as_a_user_sees_it(tmp_path: Path) -> None:
     done = quick("fedml", "run", "--help", cwd=tmp_path)
     assert done.returncode == 0
-    assert "STUDY  The study file (TOML).  [required]" in done.stdout
+    assert "[STUDY]  The study file (TOML)." in done.stdout
     assert "Example: fedml run" in done.stdout

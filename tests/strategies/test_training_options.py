@@ -344,7 +344,7 @@ def test_the_accountant_counts_the_steps_of_the_plan(training: dict[str, Any]) -
 
 
 def test_a_run_that_metrics_ended_early_claims_the_epsilon_of_all_its_rounds() -> None:
-    from fedml.strategies.rounds import privacy_record
+    from fedml.strategies.epsilon import privacy_record
 
     privacy = {**QUIET, "noise_multiplier": 1.5}
     found = {}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -153,4 +154,10 @@ def test_the_optimisers_state_stays_at_the_site(tmp_path: Path) -> None:
     assert centre.ask("round", 2, 1, agreed, trained, {"counted-round": 1}, **given) == "undeclared-record"
     assert centre.ask("round", 2, 1, agreed, trained, {"counted-round": 1}) == ""
     centre.restart()
-    assert centre.ask("round", 3, 1, agreed, trained, {"counted-round": 2}) == "state-lost"
+    assert centre.ask("round", 3, 1, agreed, trained, {"counted-round": 2}) == "", "its file has it"
+    centre.restart()
+    assert centre.ask("round", 5, 1, agreed, trained, {"counted-round": 4}) == "state-lost", "that of round 3 is of another round"
+    (kept,) = (centre.state / "kept").iterdir()
+    shutil.rmtree(kept)
+    centre.restart()
+    assert centre.ask("round", 6, 1, agreed, trained, {"counted-round": 3}) == "state-lost"
