@@ -26,7 +26,7 @@ from flwr.serverapp import Grid
 from fedml.cohort.variants.harmonise import Panel
 from fedml.cohort.variants.keys import from_text
 from fedml.contract.witness import agreement_digest
-from fedml.errors import RunError
+from fedml.errors import RunError, disk_is_full
 from fedml.runs.checkpoints import CHECKPOINTS, KEPT, Keeper, newest
 from fedml.strategies.agreement.agree import ask_who
 from fedml.strategies.agreement.agreement import Agreement
@@ -119,8 +119,9 @@ class Saver:
             self.keeper.remove()
             log.warning("no checkpoint is written, so a run that stops has to begin anew: [strategy] name keeps %s", error)
         except OSError as error:
+            why = f"the disk is full: {error.strerror}" if disk_is_full(error) else error.strerror
             raise RunError(
-                f"round {state.round}: the checkpoint cannot be written ({error.strerror}); make room in {self.run} or permit "
+                f"round {state.round}: the checkpoint cannot be written ({why}); make room in {self.run} or permit "
                 f"writing there, then go on with `fedml run --resume {self.run}`."
             ) from error
 

@@ -11,7 +11,7 @@ from flwr.app import RecordDict
 
 from fedml.clients.site.few import without_few
 from fedml.clients.site.read import load_aligned, load_cohort
-from fedml.clients.work import outcome_people, outcomes
+from fedml.clients.work import outcome_people
 from fedml.clients.work.client import agreed, device_of, execute, smallest_of, sums_of
 from fedml.clients.work.genomics import forget_data as forget_analyses
 from fedml.clients.work.genomics import person_sets
@@ -66,7 +66,9 @@ def planned_persons(request: Request) -> list[list[str]]:
     analysis and of its populations."""
     study, cohort = request.study, load_cohort(request.manifests, request.study)
     if request.phase in OUTCOMES:
-        return outcomes.person_sets(request)
+        from fedml.clients.work.outcomes import person_sets as analysed  # SciPy's statistics take half a second to import
+
+        return analysed(request)
     if request.phase in ANALYSES or study.gwas is not None or study.frequencies is not None:
         return person_sets(request, smallest_of(request))
     patient = study.privacy.unit == "patient"

@@ -13,12 +13,15 @@ import json
 import os
 import shutil
 import sys
+import time
 from collections.abc import Callable, Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import Any, TextIO
 
 from fedml.tracking.lean import defer
+
+_BUSY_SECONDS = 60
 
 
 def follow(given: TextIO) -> None:
@@ -32,6 +35,7 @@ def follow(given: TextIO) -> None:
     from fedml.runs.log import study_of
     from fedml.tracking.deliver import deliver
     from fedml.tracking.known import Watched
+    from fedml.tracking.outbox import Busy
     from fedml.tracking.store import plain_errors
     from fedml.tracking.tracker import Given
 
@@ -45,7 +49,14 @@ def follow(given: TextIO) -> None:
         study = study_of(run)
         heard = _Heard(given, run)
         all_given = Given(Watched(told["watched"], told["higher"]), heard.known, heard.write if told["files"] else None, heard.settle)
-        print(deliver(run, study, wait=lambda: os.getppid() == parent, given=all_given))
+        until = time.monotonic() + _BUSY_SECONDS
+        while True:
+            try:
+                return print(deliver(run, study, wait=lambda: os.getppid() == parent, given=all_given))
+            except Busy:  # of a run that was killed and goes on, the process that recorded it before may not have ended yet
+                if time.monotonic() > until:
+                    raise
+                time.sleep(0.1)
 
 
 def _prepare() -> None:

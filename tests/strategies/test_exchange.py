@@ -26,6 +26,8 @@ class Clock:
         """Seconds since the start."""
         return self.now
 
+    time = monotonic
+
     def sleep(self, seconds: float) -> None:
         """Lets ``seconds`` pass."""
         self.now += seconds

@@ -472,7 +472,7 @@ def _cases() -> list[Case]:
     }  # fmt: skip
     for name, change in fixed.items():
         add(name, change)
-        add(f"{name}, every digest made to fit", fitted(change), SITES)
+        add(f"{name}, every digest made to fit", fitted(change), FOUND if name == "a constant" else SITES)  # it is not Table 1's mean
         add(f"{name}, every digest made to fit, signed by sites", fitted(change), FOUND, "deployed")
         add(f"{name}, every digest made to fit, signed by keys nobody knows", fitted(change), FOUND, "stranger")
     add("an extra array in the model", arrays("model.safetensors", lambda m: m.update(zz=np.ones(1, np.float32))))

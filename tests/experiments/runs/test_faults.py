@@ -125,7 +125,8 @@ def test_a_full_disk_at_the_server_ends_the_run_with_a_sentence_and_whole_events
     words = [str(Path(sys.executable).parent / "fedml"), "run", "study.toml", "--sites", "sites", "--no-track"]
     done = subprocess.run([sys.executable, "-c", limit, *words], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 1
-    assert "error: the disk is full" in done.stderr
+    assert done.stderr.startswith("error: ")
+    assert "the disk is full" in done.stderr
     assert "Traceback" not in done.stderr
     (run,) = (tmp_path / "fedml-runs").iterdir()
     assert (run / "events.jsonl").read_bytes().endswith(b"}\n")
