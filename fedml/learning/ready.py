@@ -1,7 +1,7 @@
 """The training persons of a round as tensors that are preprocessed once, so that a step is a selection of rows and the network.
 
     ready = make_ready(network, cohort, device)      # None: too large, or the model needs more of a batch than this
-    output = network(ready.batch(chosen))
+    for batch in ready.batches(steps): output = ready.forward(batch)
 
 The constants of the preprocessing are fixed for a run and treat each value on its own, so the bits are those of ``Cohort.batch``.
 """
@@ -9,6 +9,7 @@ The constants of the preprocessing are fixed for a run and treat each value on i
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,22 +21,41 @@ from fedml.cohort.images.images import Images
 from fedml.cohort.inputs import Input, Table
 from fedml.cohort.persons import Batch, Cohort
 from fedml.cohort.variants.model import Dosages
-from fedml.models.fusion import CohortModel, ready_key
+from fedml.models.fusion import CohortModel, ready_forward, ready_key
 
 LARGEST = 2**28  # bytes of the tensors of a round
+SMALL = 2**24  # of which a second copy is made, in the order of a pass
 
 
 @dataclass(frozen=True)
 class Ready:
-    """``tensors``: of all training persons, by the keys of a batch. ``place``: (persons,) the row in them of each person of the cohort."""
+    """``tensors``: of all training persons, by the keys of a batch. ``place``: (persons,) the row in them of each person of the cohort.
+    ``forward``: the network as a function of a batch."""
 
     tensors: Batch
     place: torch.Tensor
+    forward: Callable[[Batch], torch.Tensor]
 
-    def batch(self, chosen: npt.NDArray[np.int64]) -> Batch:
-        """The persons in ``chosen``, rows of the cohort."""
+    def batches(self, steps: Sequence[npt.NDArray[np.int64]]) -> Iterator[Batch]:
+        """The persons of each step, rows of the cohort. Where that takes little memory, all are selected at once, and a batch is a view."""
+        if self.bytes > SMALL:
+            yield from (self._select(chosen) for chosen in steps)
+            return
+        every, at = self._select(np.concatenate(steps)), 0
+        parts = list(every.items())
+        for chosen in steps:
+            end = at + len(chosen)
+            yield {key: values[at:end] for key, values in parts}
+            at = end
+
+    def _select(self, chosen: npt.NDArray[np.int64]) -> Batch:
         rows = self.place[torch.from_numpy(chosen)]
         return {key: values.index_select(0, rows) for key, values in self.tensors.items()}
+
+    @property
+    def bytes(self) -> int:
+        """Of all tensors."""
+        return sum(values.nbytes for values in self.tensors.values())
 
 
 def make_ready(network: nn.Module, cohort: Cohort, device: torch.device) -> Ready | None:
@@ -58,7 +78,7 @@ def make_ready(network: nn.Module, cohort: Cohort, device: torch.device) -> Read
             tensors[ready_key(name)] = network.preprocess[name](found[name].to(device))
     place = torch.zeros(len(cohort), dtype=torch.int64)
     place[torch.from_numpy(rows)] = torch.arange(len(rows))
-    return Ready(tensors, place.to(device))
+    return Ready(tensors, place.to(device), ready_forward(network))
 
 
 def _bytes(value: Input, persons: int) -> float:

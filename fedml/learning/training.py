@@ -21,7 +21,7 @@ import torch
 from torch import nn
 
 from fedml.cohort.images.images import Images
-from fedml.cohort.persons import Cohort
+from fedml.cohort.persons import Batch, Cohort
 from fedml.cohort.slides.cohort import Slides
 from fedml.cohort.slides.features import SlideFeatures
 from fedml.cohort.wide.matrix import Matrix
@@ -191,16 +191,21 @@ def balanced_shares(labels: npt.NDArray[np.float64], smallest: int = 1) -> torch
     return torch.from_numpy(1.0 / np.maximum(counts, smallest)[place])
 
 
-def round_batches(cohort: Cohort, plan: Training, generator: torch.Generator, smallest: int) -> Iterator[tuple[int, npt.NDArray[np.int64]]]:
-    """(pass, training persons) of each step of a round: ``local_epochs`` passes, or passes until ``local_steps`` steps are done."""
-    rows, taken = cohort.rows("train"), 0
+def round_passes(
+    cohort: Cohort, plan: Training, generator: torch.Generator, smallest: int
+) -> Iterator[tuple[int, list[npt.NDArray[np.int64]]]]:
+    """(pass, training persons of each of its steps) of a round: ``local_epochs`` passes, or passes until ``local_steps`` steps are done."""
+    rows, left = cohort.rows("train"), plan.local_steps
     shares = balanced_shares(cohort.labels[rows], smallest) if plan.sampling == "balanced" else None
     for epoch in count() if plan.local_steps else range(plan.local_epochs):
-        for chosen in batches(rows, plan.batch_size, generator, smallest=smallest, shares=shares):
-            yield epoch, chosen
-            taken += 1
-            if taken == plan.local_steps:
-                return
+        steps = list(batches(rows, plan.batch_size, generator, smallest=smallest, shares=shares))
+        if not plan.local_steps:
+            yield epoch, steps
+            continue
+        yield epoch, steps[:left]
+        left -= len(steps[:left])
+        if not left:
+            return
 
 
 def train(
@@ -231,31 +236,30 @@ def train(
         _resume(optimizer, parameters, hooks.optimizer)
         changed = list(parameters.values())
         ready = make_ready(network, cohort, device) if change is None else None
-        for epoch, chosen in round_batches(cohort, plan, generator, smallest):
-            batch = cohort.batch(chosen, generator) if ready is None else ready.batch(chosen)
-            if change is not None:
-                batch = change(batch, [cohort.ids[row] for row in chosen], epoch)
-            batch = batch if ready is not None else to_device(batch, device)
-            for parameter in changed:
-                parameter.grad = None
-            with autocast(device, plan.precision):
-                output = network(batch)
-            loss = task.loss(output.float(), task.truth(batch))
-            (loss if scale is None else scale.scale(loss)).backward()  # type: ignore[no-untyped-call]
-            if scale is not None:
-                scale.unscale_(optimizer)
-            if hooks.gradient or plan.max_norm:
-                _change_gradients(parameters, hooks.gradient, plan.max_norm)
-            if scale is None:
-                optimizer.step()
-            else:
-                scale.step(optimizer)
-                scale.update()
-            if hooks.l1:
-                shrink(parameters, {name: plan.lr * amount for name, amount in hooks.l1.items()})
-            losses.append(loss.detach())  # read at the end: each reading would wait for an accelerator
-            sizes.append(len(chosen))
-            del batch  # before the next one is read: of a wide table each takes much memory
+        forward, step = network if ready is None else ready.forward, _step(optimizer, plan, changed)
+        for epoch, steps in round_passes(cohort, plan, generator, smallest):
+            of_steps = _batches(cohort, steps, generator, change, epoch, device) if ready is None else ready.batches(steps)
+            for chosen, batch in zip(steps, of_steps, strict=True):
+                for parameter in changed:
+                    parameter.grad = None
+                with autocast(device, plan.precision):
+                    output = forward(batch)
+                loss = task.loss(output.float(), task.truth(batch))
+                (loss if scale is None else scale.scale(loss)).backward()  # type: ignore[no-untyped-call]
+                if scale is not None:
+                    scale.unscale_(optimizer)
+                if hooks.gradient or plan.max_norm:
+                    _change_gradients(parameters, hooks.gradient, plan.max_norm)
+                if scale is None:
+                    step()
+                else:
+                    scale.step(optimizer)
+                    scale.update()
+                if hooks.l1:
+                    shrink(parameters, {name: plan.lr * amount for name, amount in hooks.l1.items()})
+                losses.append(loss.detach())  # read at the end: each reading would wait for an accelerator
+                sizes.append(len(chosen))
+                del batch  # before the next one is read: of a wide table each takes much memory
         _keep(optimizer, parameters, hooks.optimizer)
         for parameter in network.parameters() if plan.freeze else ():
             parameter.requires_grad_(True)
@@ -263,6 +267,30 @@ def train(
     if not (math.isfinite(loss_sum) and all(bool(torch.isfinite(p).all()) for p in model.parameters())):
         raise FloatingPointError("the training loss or a weight is not finite")
     return LocalResult(loss_sum, sum(sizes), len(sizes))
+
+
+def _batches(
+    cohort: Cohort, steps: Sequence[npt.NDArray[np.int64]], generator: torch.Generator, change: Any, epoch: int, device: torch.device
+) -> Iterator[Batch]:
+    """The batch of each step, made when it is needed, with the augmentation ``change`` (None: none)."""
+    for chosen in steps:
+        batch = cohort.batch(chosen, generator)
+        if change is not None:
+            batch = change(batch, [cohort.ids[row] for row in chosen], epoch)
+        yield to_device(batch, device)
+
+
+def _step(optimizer: torch.optim.Optimizer, plan: Training, parameters: Sequence[nn.Parameter]) -> Callable[[], Any]:
+    """A step of the optimiser. Of SGD that keeps nothing it is one call for all weights, with the bits of ``optimizer.step``."""
+    if plan.optimizer != "sgd" or plan.momentum or plan.weight_decay:
+        return optimizer.step
+    pairs = [(parameter, parameter.detach()) for parameter in parameters]
+
+    def step() -> None:
+        found = [(weight, parameter.grad) for parameter, weight in pairs if parameter.grad is not None]
+        torch._foreach_add_([weight for weight, _ in found], [grad for _, grad in found], alpha=-plan.lr)
+
+    return step
 
 
 def _change_gradients(parameters: Mapping[str, nn.Parameter], hooks: Sequence[GradientHook], max_norm: float) -> None:

@@ -10,7 +10,7 @@ hidden at random (``input_dropout``), so the model learns to do without each.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -21,6 +21,7 @@ from fedml.modalities.layout import Layout
 from fedml.modalities.modality import require
 from fedml.modalities.registry import modalities_of
 from fedml.models.inference import infer
+from fedml.networks.direct import direct
 from fedml.networks.mil import GatedAttention, embed
 from fedml.networks.outcome import outcome_layer
 from fedml.networks.own import own_network
@@ -138,6 +139,16 @@ class CohortModel(nn.Module):
         out = features[0][0] if self.head is None else self.head(torch.cat([part for pair in features for part in pair], dim=1))
         last = self.target if self.outcome is None else self.outcome
         return out if last is None else last(out)
+
+
+def ready_forward(model: CohortModel) -> Callable[[Mapping[str, Any]], Any]:
+    """``model`` as a function of batches whose inputs are preprocessed already (``ready_key``), for a step of training: of a single input,
+    which each person has, only its layers."""
+    if model.head is not None:
+        return model
+    (name,), last = model.inputs, model.target if model.outcome is None else model.outcome
+    key, encoder = ready_key(name), direct(model.encoder[name])
+    return (lambda batch: encoder(batch[key])) if last is None else (lambda batch: last(encoder(batch[key])))
 
 
 def ready_key(name: str) -> str:
