@@ -14,13 +14,15 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from statistics import median
 
+import numpy as np
+import numpy.typing as npt
 import torch
 
 from fedml.errors import Reason
 from fedml.learning.training import planned_steps
 from fedml.strategies.exchange import Answer
 from fedml.study.study import Study
-from fedml.wire.records import ARRAYS, METRICS, NUM_EXAMPLES, array_record, metric_record, unpack_tensors
+from fedml.wire.records import ARRAYS, METRICS, NUM_EXAMPLES, array_record, metric_record, unpack, unpack_tensors
 
 LONGEST = 10.0  # times the median of the other sites
 FEWEST = 3  # other sites
@@ -29,12 +31,12 @@ HELD_BYTES = 64 * 2**20
 
 def update_norm(answer: Answer, current: Mapping[str, torch.Tensor]) -> float:
     """The Euclidean length of a site's update, over all weights."""
-    trained = unpack_tensors(array_record(answer.message.content, ARRAYS))
-    return math.sqrt(sum(_square(trained[name].double().sub_(value)) for name, value in current.items()))
+    trained = unpack(array_record(answer.message.content, ARRAYS))
+    return math.sqrt(sum(_square(np.subtract(trained[name], value.numpy(), dtype=np.float64)) for name, value in current.items()))
 
 
-def _square(values: torch.Tensor) -> float:
-    return float(values.mul_(values).sum())
+def _square(values: npt.NDArray[np.float64]) -> float:
+    return float(np.square(values, out=values).sum())
 
 
 def record_norm(answer: Answer, record: str) -> float:

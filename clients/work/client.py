@@ -126,7 +126,10 @@ app = app_of(answer)
 
 def _kept_at(context: Context, request: Request) -> Path | None:
     """Where a site whose data are on the machine of the run keeps its state: in the run's folder, until the run's end."""
-    return Path(str(context.run_config["run"])) / KEPT / request.name if "run" in context.run_config else None
+    return _folder_of(str(context.run_config["run"]), request.name) if "run" in context.run_config else None
+
+
+_folder_of = lru_cache(maxsize=4096)(lambda run, name: Path(run) / KEPT / name)
 
 
 def reason_of(error: BaseException) -> Reason:

@@ -22,9 +22,13 @@ Batch = Mapping[str, torch.Tensor]
 Change = Callable[[Batch, Sequence[str], int], dict[str, torch.Tensor]]
 
 
+_NONE = Augment()
+
+
 def augmentation(spec: Augment, named: Sequence[OwnTransform] = (), *, seed: int) -> Change | None:
     """The function that augments a batch of the persons ``ids`` in an epoch; None if ``spec`` and ``named`` change nothing."""
-    if spec.model_copy(update={"stain": 0.0}) == Augment() and not named:  # stains change when a tile is read (``cohort/slides``)
+    # Stains change when a tile is read (``cohort/slides``).
+    if not named and (spec == _NONE or spec.model_copy(update={"stain": 0.0}) == _NONE):
         return None
     pipelines = {keys: random(spec, keys, named=named) for keys in (("image",), ("image", "mask"))}
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import numpy.typing as npt
@@ -63,6 +64,8 @@ def make_ready(network: nn.Module, cohort: Cohort, device: torch.device) -> Read
     slides, patches, several images a person, tables on disk, models of masks, and above ``LARGEST``."""
     if not isinstance(network, CohortModel) or network.segmentation or network.pooling is not None:
         return None
+    if (kept := _kept_for(network, cohort, device)) is not None:
+        return Ready(*kept, ready_forward(network))
     rows = cohort.rows("train")
     if sum(_bytes(value, len(rows)) for value in cohort.inputs.values()) > LARGEST:
         return None
@@ -78,7 +81,29 @@ def make_ready(network: nn.Module, cohort: Cohort, device: torch.device) -> Read
             tensors[ready_key(name)] = network.preprocess[name](found[name].to(device))
     place = torch.zeros(len(cohort), dtype=torch.int64)
     place[torch.from_numpy(rows)] = torch.arange(len(rows))
-    return Ready(tensors, place.to(device), ready_forward(network))
+    ready = Ready(tensors, place.to(device), ready_forward(network))
+    if ready.bytes <= SMALL:
+        _keep(network, cohort, ready)
+    return ready
+
+
+# Of a small cohort the tensors are kept for the next round, with the constants of which they were made.
+_KEPT = WeakKeyDictionary[Cohort, tuple[list[torch.Tensor], Batch, torch.Tensor]]()
+
+
+def _kept_for(network: CohortModel, cohort: Cohort, device: torch.device) -> tuple[Batch, torch.Tensor] | None:
+    if (found := _KEPT.get(cohort)) is None:
+        return None
+    before, tensors, place = found
+    now = list(network.preprocess.state_dict().values())
+    same = len(now) == len(before) and all(torch.equal(a, b) for a, b in zip(now, before, strict=True))
+    return (tensors, place) if same and place.device == device else None
+
+
+def _keep(network: CohortModel, cohort: Cohort, ready: Ready) -> None:
+    if sum(values.nbytes for _, tensors, _ in _KEPT.values() for values in tensors.values()) > 4 * SMALL:  # of many sites
+        _KEPT.clear()
+    _KEPT[cohort] = [value.clone() for value in network.preprocess.state_dict().values()], ready.tensors, ready.place
 
 
 def _bytes(value: Input, persons: int) -> float:

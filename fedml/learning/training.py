@@ -264,7 +264,8 @@ def train(
         for parameter in network.parameters() if plan.freeze else ():
             parameter.requires_grad_(True)
     loss_sum = sum((torch.stack(losses).cpu() * torch.tensor(sizes, dtype=losses[0].dtype)).tolist(), 0.0)
-    if not (math.isfinite(loss_sum) and all(bool(torch.isfinite(p).all()) for p in model.parameters())):
+    largest = torch.stack(torch._foreach_norm([p.detach() for p in model.parameters()], math.inf))
+    if not (math.isfinite(loss_sum) and bool(torch.isfinite(largest).all())):
         raise FloatingPointError("the training loss or a weight is not finite")
     return LocalResult(loss_sum, sum(sizes), len(sizes))
 
