@@ -364,7 +364,7 @@ def _train_private(request: Request, model: CohortModel, cohort: Cohort, task: T
     study = request.study
     drawn = sampling(study, request.name)
     privacy = PrivateSteps(study.privacy.clipping_norm, noise_multiplier(study, request.name), drawn.rate, drawn.divisor, drawn.steps)
-    private_train(model, cohort, round_training(request), task, privacy, hooks=hooks)
+    private_train(model, cohort, round_training(request), task, privacy, hooks=hooks, device=device_of(request))
 
 
 def _penalty(study: Study) -> dict[str, float]:

@@ -31,7 +31,8 @@ from torch import nn
 from fedml.cohort.images.images import Images
 from fedml.cohort.persons import Cohort
 from fedml.cohort.wide.matrix import Matrix
-from fedml.learning.training import GradientHook, make_optimizer
+from fedml.learning.training import CPU, GradientHook, make_optimizer
+from fedml.models.device import on_device, to_device
 from fedml.networks.variants import GeneLayer
 from fedml.privacy.noise import Entropy, add_gaussian, uniform_words
 from fedml.privacy.persongrad import clipped_gradient_sum, refuse_shared_statistics
@@ -94,8 +95,9 @@ def clipped_sum(
     *,
     sizes: npt.NDArray[np.float64] | None = None,
     memory: float = MEMORY,
+    device: torch.device = CPU,
 ) -> dict[str, torch.Tensor]:
-    """Parameter name -> sum of the clipped gradients of the persons in ``rows``.
+    """Parameter name -> sum of the clipped gradients of the persons in ``rows``, on the ``device`` of ``model``.
 
     Adding or removing a person changes the sum by at most ``clipping_norm`` (L2 over all parameters), up to float rounding.
 
@@ -106,7 +108,7 @@ def clipped_sum(
     sizes = person_bytes(model, cohort) if sizes is None else sizes
     total = {name: torch.zeros_like(p) for name, p in model.named_parameters() if p.requires_grad}
     for chosen in _physical(rows, sizes[rows], memory):
-        batch = cohort.batch(chosen)
+        batch = to_device(cohort.batch(chosen), device)
 
         def losses(batch: Mapping[str, torch.Tensor] = batch) -> torch.Tensor:
             return person_losses(task, model(batch), batch["label"])
@@ -127,10 +129,12 @@ def private_train(
     *,
     hooks: Sequence[GradientHook] = (),
     entropy: Entropy = os.urandom,
+    device: torch.device = CPU,
 ) -> int:
     """Trains ``model`` in place by ``privacy.steps`` private steps on the training persons of ``cohort``; returns their number.
 
-    Rate and steps of ``privacy`` replace batch size and epochs of ``plan``. ``entropy`` is a parameter for tests.
+    Rate and steps of ``privacy`` replace batch size and epochs of ``plan``. ``entropy`` is a parameter for tests. The clipped sums are
+    computed on ``device``; the noise is added on the CPU, from the operating system's random numbers as everywhere.
 
     Raises:
         InputError: the model has batch norm.
@@ -139,21 +143,21 @@ def private_train(
     refuse_shared_statistics(model)
     rows = cohort.rows("train")
     torch.set_num_threads(plan.threads)
-    parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    optimizer = make_optimizer(plan, list(parameters.values()))
-    model.train()
-    sizes = person_bytes(model, cohort)
-    with torch_seed(secrets.randbits(62)):  # for dropout: see the module's docstring
+    sizes, seed = person_bytes(model, cohort), secrets.randbits(62)  # the seed is for dropout: see the module's docstring
+    with on_device(model, device, seed=seed, back=True) as network, torch_seed(seed):
+        parameters = {name: p for name, p in network.named_parameters() if p.requires_grad}
+        optimizer = make_optimizer(plan, list(parameters.values()))
+        network.train()
         for _ in range(privacy.steps):
             sampled = poisson_rows(rows, privacy.rate, entropy=entropy)
-            total = clipped_sum(model, cohort, sampled, task, privacy.clipping_norm, sizes=sizes, memory=privacy.memory)
-            for name, gradient in noisy_mean(total, privacy, entropy=entropy).items():
-                parameters[name].grad = gradient
+            total = clipped_sum(network, cohort, sampled, task, privacy.clipping_norm, sizes=sizes, memory=privacy.memory, device=device)
+            for name, gradient in noisy_mean({k: v.cpu() for k, v in total.items()}, privacy, entropy=entropy).items():
+                parameters[name].grad = gradient.to(device)
             for hook in hooks:
                 hook(parameters)
             optimizer.step()
-    optimizer.zero_grad()
-    if not all(bool(torch.isfinite(p).all()) for p in parameters.values()):
+        optimizer.zero_grad()
+    if not all(bool(torch.isfinite(p).all()) for p in model.parameters()):
         raise FloatingPointError("a weight is not finite")
     return privacy.steps
 

@@ -149,7 +149,7 @@ def clipped_gradient_sum(
     with _recording(model) as uses:
         losses = losses_of()
     persons = len(losses)
-    found = _Found(torch.zeros(persons, dtype=torch.float64))
+    found = _Found(torch.zeros(persons, dtype=torch.float64, device=losses.device))
     layers, others = _sorted_out(model, trainable, uses, losses)
     _by_autograd(losses, trainable, others, found)
     if layers:
@@ -258,7 +258,7 @@ def _by_autograd(losses: torch.Tensor, trainable: Mapping[str, nn.Parameter], na
 
 def _groups(person: torch.Tensor, persons: int) -> list[_Group]:
     """Groups of persons with equal numbers of rows; persons without rows are in no group."""
-    if len(person) == persons and torch.equal(person, torch.arange(persons)):
+    if len(person) == persons and torch.equal(person, torch.arange(persons, device=person.device)):
         return [_ALL_PERSONS]
     order = torch.argsort(person, stable=True)
     count = torch.bincount(person, minlength=persons)
@@ -267,7 +267,7 @@ def _groups(person: torch.Tensor, persons: int) -> list[_Group]:
     for each in torch.unique(count).tolist():
         if each:
             members = torch.nonzero(count == each)[:, 0]
-            out.append(_Group(members, order[(begin[members, None] + torch.arange(each)).flatten()], each))
+            out.append(_Group(members, order[(begin[members, None] + torch.arange(each, device=person.device)).flatten()], each))
     return out
 
 

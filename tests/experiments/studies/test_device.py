@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
 from torch import nn
+from torch.overrides import TorchFunctionMode
 
 from fedml.clients.site.manifest import read_site
 from fedml.clients.site.read import read_cohort
@@ -17,6 +18,8 @@ from fedml.learning.training import evaluate, make_optimizer, train
 from fedml.modalities.layout import make_layout
 from fedml.models.device import on_device, pick_device
 from fedml.models.fusion import build_model, constants, learned, load
+from fedml.privacy.dpsgd import PrivateSteps, clipped_sum, person_losses, private_train
+from fedml.privacy.persongrad import clipped_gradient_sum
 from fedml.seeds import torch_seed
 from fedml.study.study import Study, validate
 from fedml.tasks.registry import make_task
@@ -139,3 +142,45 @@ def test_an_accelerator_gives_what_the_cpu_gives(tmp_path: Path, kind: str, prec
         torch.testing.assert_close(found[1][name], values, rtol=rtol, atol=atol, msg=name)
     first = learned(build_model(study, make_layout(study, cohort.image_shape, b"")))
     assert any(not torch.equal(found[1][name], values) for name, values in first.items())
+
+
+class _Devices(TorchFunctionMode):
+    """Notes tensors that are made without a device: on an accelerator they would be in another memory than the rest."""
+
+    made: ClassVar[list[str]] = []
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if function in (torch.zeros, torch.ones, torch.arange, torch.empty, torch.full, torch.rand) and "device" not in (kwargs or {}):
+            self.made.append(function.__name__)
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("kind", ["image", "clinical"])
+def test_clipped_gradients_are_computed_where_the_model_is(tmp_path: Path, kind: str) -> None:
+    study = make_study((kind,), **({"model__image": {"net": "cnn", "norm": "group"}} if kind == "image" else {}))
+    manifest = (image_site if kind == "image" else clinical_site)(tmp_path, "a", 40, 1)
+    model, cohort, task = prepared(study, manifest)
+    batch = cohort.batch(cohort.rows("train"))
+    rows = {f"encoder.{kind}": batch[f"{kind}_person"]} if kind == "image" else None
+    _Devices.made.clear()
+    with _Devices():
+        found = clipped_gradient_sum(model, lambda: person_losses(task, model(batch), batch["label"]), clipping_norm=1.0, rows_of=rows)
+    assert not _Devices.made
+    assert found.total
+
+
+@accelerator
+@pytest.mark.parametrize("kind", ["image", "clinical"])
+def test_an_accelerator_clips_as_the_cpu_does(tmp_path: Path, kind: str) -> None:
+    study = make_study((kind,), **({"model__image": {"net": "cnn", "norm": "group"}} if kind == "image" else {}))
+    manifest = (image_site if kind == "image" else clinical_site)(tmp_path, "a", 40, 1)
+    model, cohort, task = prepared(study, manifest)
+    rows, device = cohort.rows("train"), pick_device()
+    here = clipped_sum(model, cohort, rows, task, 1.0)
+    with on_device(model, device) as network:
+        there = clipped_sum(network, cohort, rows, task, 1.0, device=device)
+    for name, value in here.items():
+        torch.testing.assert_close(there[name].cpu(), value, rtol=1e-3, atol=1e-4, msg=name)
+    steps = PrivateSteps(clipping_norm=1.0, noise_multiplier=1.0, rate=0.5, expected_batch=20.0, steps=3)
+    assert private_train(model, cohort, study.training, task, steps, device=device) == 3
+    assert all(p.device == CPU for p in model.parameters())
