@@ -18,6 +18,7 @@ os.environ["FLWR_TELEMETRY_ENABLED"] = "0"
 os.environ["FLWR_DISABLE_UPDATE_CHECK"] = "1"
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
 os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
+os.environ.setdefault("ARROW_DEFAULT_MEMORY_POOL", "system")  # Arrow's own keeps 10 MB more of each process
 
 # Processes of one site, and of one centre, talk to each other on this machine. A hospital's HTTP_PROXY must not receive these requests.
 # Both spellings get the hosts of both, because libraries read the lower case first and the other only if it is not set.
