@@ -59,7 +59,9 @@ def make_sites(out: Path) -> None:
         ids = [f"{site}-{i}" for i in range(PERSONS)]
         np.savez(folder / "images.npz", ids=np.array(ids), images=images)
         (folder / "persons.csv").write_text("\n".join(["id,label", *(f"{i},{v}" for i, v in zip(ids, labels, strict=True))]) + "\n")
-        manifest = f'[site]\nname = "{site}"\n[data]\npublic = true\npersons = "persons.csv"\nimage = {{ path = "images.npz", format = "npz" }}\n'
+        manifest = (
+            f'[site]\nname = "{site}"\n[data]\npublic = true\npersons = "persons.csv"\nimage = {{ path = "images.npz", format = "npz" }}\n'
+        )
         (folder / "site.toml").write_text(manifest)
 
 

@@ -6,7 +6,7 @@ from tests.mutants.mutant import Mutants
 
 MUTANTS: Mutants = {
     "a deadline per site in place of per round": (
-        [("strategies/exchange.py", "start + timeout", "time.monotonic() + timeout")],
+        [("strategies/exchange.py", "start + until", "time.monotonic() + until")],
         "strategies/test_exchange.py::test_silent_sites_share_one_deadline",
     ),
     "a quorum of one": (

@@ -39,8 +39,8 @@ MUTANTS: Mutants = {
             ("fedml/privacy/dpsgd.py", "import math\n", "import math\nfrom dataclasses import replace\n"),
             (
                 "fedml/privacy/dpsgd.py",
-                "noisy_mean(total, privacy, entropy=entropy)",
-                "noisy_mean(total, replace(privacy, expected_batch=max(len(sampled), 1)), entropy=entropy)",
+                "for k, v in total.items()}, privacy, entropy=entropy)",
+                "for k, v in total.items()}, replace(privacy, expected_batch=max(len(sampled), 1)), entropy=entropy)",
             ),
         ],
         "fedml/privacy/test_dpsgd.py::test_the_divisor_is_the_expected_batch_for_any_sample",

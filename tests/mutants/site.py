@@ -6,7 +6,11 @@ from tests.mutants.mutant import Mutants
 
 CHARGED = '            charge(self.ledger, self.site.manifest.policy, request, note["about"].run)\n'
 WORK = "            work = self._work(request)\n"
-ANSWERED = '            content = work.execute(request, message.content, Memory(context.state, note["about"].run))\n'
+ANSWERED = """\
+            memory = Memory(context.state, note["about"].run, self._kept(request.study, note["about"].run), durable=True)
+            recall(request, memory)
+            content = work.execute(self._teller.of(request, self.site), message.content, memory)
+"""
 MUTANTS: Mutants = {
     "a study that was not approved is answered": (
         [
@@ -16,7 +20,7 @@ MUTANTS: Mutants = {
         "clients/gate/test_gate_plan.py::test_a_study_that_was_not_approved_is_not_answered",
     ),
     "a request is answered twice": (
-        [("clients/gate/gate.py", "if key in self._accepted:", "if False:")],
+        [("clients/gate/repeats.py", "if known is not None and not", "if False and not")],
         "clients/gate/test_gate_plan.py::test_test_persons_are_looked_at_once_a_run_at_its_end",
     ),
     "test persons looked at in every round": (
@@ -28,7 +32,7 @@ MUTANTS: Mutants = {
         "clients/gate/test_gate_plan.py::test_a_run_goes_on_with_what_was_agreed_on",
     ),
     "runs of a study are not counted": (
-        [("clients/gate/gate.py", ">= policy.max_runs", ">= 10**9")],
+        [("clients/gate/repeats.py", ">= policy.max_runs", ">= 10**9")],
         "clients/gate/test_gate_plan.py::test_a_study_is_run_as_often_as_the_policy_allows_also_after_a_restart",
     ),
     "columns of genotypes counted in one run only": (

@@ -53,7 +53,7 @@ MUTANTS: Mutants = {
         "clients/gate/test_lying_centre.py::test_constants_fit_the_sites_own_persons",
     ),
     "test persons evaluated with any number of models": (
-        [("clients/gate/gate.py", "len(evaluated) >= policy.max_evaluations", "False")],
+        [("clients/gate/repeats.py", "len(before.evaluated) >= policy.max_evaluations", "False")],
         "clients/gate/test_lying_centre.py::test_test_persons_are_evaluated_with_one_model_a_study",
     ),
     "any learning rate": (
@@ -189,7 +189,7 @@ MUTANTS: Mutants = {
         "strategies/test_flower_config.py::test_a_site_bounds_the_config_by_the_approved_study",
     ),
     "training after the last evaluation": (
-        [("clients/gate/gate.py", "if phase == Phase.ROUND and any(", "if False and any(")],
+        [("clients/gate/repeats.py", "if key.phase == Phase.ROUND and any(", "if False and any(")],
         "clients/gate/test_training_plan.py::test_test_persons_are_not_evaluated_early_without_patience_and_nothing_is_trained_afterwards",
     ),
     "any weights of classes": (
@@ -209,7 +209,7 @@ MUTANTS: Mutants = {
         "strategies/test_training_options.py::test_the_accountant_counts_the_steps_of_the_plan",
     ),
     "epsilon of as many rounds as the metrics allowed": (
-        [("strategies/rounds.py", "if study.training.patience:", "if False:")],
+        [("strategies/epsilon.py", "if study.training.patience:", "if False:")],
         "strategies/test_training_options.py::test_a_run_that_metrics_ended_early_claims_the_epsilon_of_all_its_rounds",
     ),
 }
