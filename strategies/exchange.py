@@ -148,8 +148,8 @@ def answers(
             return Answer(site, none, why or Reason.NO_ANSWER, size, 0, seconds, message_id=message_id)
         if reply.has_error():
             return Answer(site, reply, known_reason(reply.error), size, 0, seconds)
-        problem = _problem(check, site, reply, packed=packing)
-        return Answer(site, reply, problem, size, size_bytes(reply.content), seconds, _journal(reply.content), _witness(reply.content))
+        problem, came = _problem(check, site, reply, packed=packing)
+        return Answer(site, reply, problem, size, came, seconds, _journal(reply.content), _witness(reply.content))
 
     for node, size, message_id in sent:
         site = names.get(node, str(node))
@@ -182,16 +182,19 @@ def answers(
             time.sleep(_LONGEST_WAIT)
 
 
-def _problem(check: Callable[[str, RecordDict], None], site: str, reply: Message, *, packed: bool) -> str | None:
+def _problem(check: Callable[[str, RecordDict], None], site: str, reply: Message, *, packed: bool) -> tuple[str | None, int]:
+    """What is wrong with the reply, and its bytes as they came: the check may put decoded arrays in the place of others."""
+    came = 0
     try:
         if packed:
             reply.content = unbundle(reply.content)
+        came = size_bytes(reply.content)
         check(site, reply.content)
     except SiteError as error:
-        return str(error.reason)
+        return str(error.reason), came
     except Exception:  # a malicious reply may raise any exception
-        return str(Reason.BAD_MESSAGE)
-    return None
+        return str(Reason.BAD_MESSAGE), came
+    return None, came
 
 
 def _pull(grid: Grid, message_id: str, deadline: float) -> Message | None:

@@ -15,6 +15,7 @@ from flwr.app import ArrayRecord, Message, RecordDict
 from flwr.serverapp import Grid
 
 from fedml.cohort.variants.checks import Check
+from fedml.contract.encoded import plain_reply
 from fedml.contract.extras import NO_EXTRAS, Extras, Shapes
 from fedml.contract.plausible import check_plausible
 from fedml.contract.replies import check_form
@@ -200,7 +201,7 @@ def one_round(
     who.refused |= {site: reason for site, reason in busy.items() if site in study.federation.training}
     shapes = {name: tuple(tensor.shape) for name, tensor in state.arrays.items()}
     extras = returned(algorithm_of(study), Phase.ROUND, shapes)
-    check, patience = _check(study, Phase.ROUND, agreement, shapes, extras), lateness.patience()
+    check, patience = _check(study, Phase.ROUND, agreement, shapes, extras, state.arrays), lateness.patience()
     found = answers(grid, messages, agreement.nodes, study.federation.timeout, check, patience)
     incoming: Iterable[Answer] = (lateness.note(answer, began) for answer in found)
     norms = dict[str, float]()
@@ -255,11 +256,16 @@ def _apart(counts: Counts) -> Counts:
 
 
 def _check(
-    study: Study, phase: Phase, agreement: Agreement, shapes: Shapes | None, extras: Extras = NO_EXTRAS
-) -> Callable[[str, RecordDict], None]:
-    """A function that checks a site's reply: its form, then whether the site's persons can have sent it."""
+    study: Study, phase: Phase, agreement: Agreement, shapes: Shapes | None, extras: Extras = NO_EXTRAS,
+    current: Mapping[str, torch.Tensor] | None = None,
+) -> Callable[[str, RecordDict], None]:  # fmt: skip
+    """A function that checks a site's reply: its form, then whether the site's persons can have sent it. An update that is not float32
+    becomes the weights that it stands for, from those that were sent (``current``)."""
+    start = {} if current is None else {name: value.numpy() for name, value in current.items()}
 
     def check(site: str, reply: RecordDict) -> None:
+        if (plain := plain_reply(study, reply, start)) is not reply:
+            reply[ARRAYS] = plain[ARRAYS]
         check_form(study, phase, site, reply, shapes, extras)
         check_plausible(study, phase, reply, agreement.persons.get(site))
 

@@ -21,6 +21,7 @@ from fedml.clients.work.half import check_declared, round_training, site_algorit
 from fedml.clients.work.request import Request
 from fedml.cohort.groups import reportable_groups
 from fedml.cohort.persons import Cohort
+from fedml.contract.encoded import plain_reply
 from fedml.contract.extras import NO_EXTRAS, Shapes
 from fedml.contract.replies import check_form, is_finite, read_arrays
 from fedml.errors import Reason, SiteError
@@ -231,6 +232,11 @@ def check_reply(request: Request, reply: RecordDict, content: RecordDict, allowe
         raise SiteError(Reason.TOO_FEW, f"the reply has sums over {small}")
     if METRICS in reply and 0 < int(str(metric_record(reply, METRICS)[NUM_EXAMPLES])) < allowed.min_persons:
         raise SiteError(Reason.TOO_FEW, f"fewer than {allowed.min_persons} persons (min_persons) trained")
+
+
+def plain_of(request: Request, reply: RecordDict, content: RecordDict) -> RecordDict:
+    """``reply`` with the weights that its update stands for (``fedml.contract.encoded``); raises ``SiteError`` if it is none."""
+    return plain_reply(request.study, reply, read_arrays(content, ARRAYS)) if request.phase is Phase.ROUND else reply
 
 
 def check_numbers(request: Request, reply: RecordDict, cohort: Cohort) -> None:

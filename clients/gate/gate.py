@@ -34,6 +34,7 @@ from fedml.clients.gate.checks import (
     limits,
     named,
     notes_of,
+    plain_of,
     reply_limits,
     round_numbers,
     sha256_of,
@@ -133,10 +134,11 @@ class Gate:
             remember(request, memory)
             note["records"] = named(notes_of(content), content, site_algorithm(request.study).returns)
             shapes = self._shapes(request, message.content) if request.phase is Phase.ROUND else None
-            check_reply(request, content, message.content, reply_limits(self.site.manifest, request), shapes)
+            plain = plain_of(request, content, message.content)
+            check_reply(request, plain, message.content, reply_limits(self.site.manifest, request), shapes)
             if work is not HERE:
-                check_numbers(request, content, load_cohort(request.manifests, request.study))
-            self._remember(request, level, message.content, content, note["about"].run)
+                check_numbers(request, plain, load_cohort(request.manifests, request.study))
+            self._remember(request, level, message.content, plain, note["about"].run)
             entry = self.journal.append(direction="out", verdict="accepted", reason="", **note)
             content[JOURNAL] = signed.head_of(self.site, request, message.content, content, entry)
             return Message(bundle(content) if bundled else content, reply_to=message)
@@ -219,8 +221,7 @@ class Gate:
         policy = self.site.manifest.policy
         if sum(n.bytes for n in note["records"]) > policy.max_request_mb * MEGABYTE:
             raise SiteError(Reason.TOO_LARGE, f"the message is larger than {policy.max_request_mb} MB")
-        run = note["about"].run
-        sha256 = sha256_of(message.content)
+        run, sha256 = note["about"].run, sha256_of(message.content)
         note["about"] = About(run, sha256)
         approval = self._approval(sha256)
         request = read_request(message.content, (str(self.site.file.resolve()),), self.site.name)

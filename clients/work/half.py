@@ -90,11 +90,13 @@ def begin(request: Request, content: RecordDict, memory: Memory) -> SiteWork:
 
 
 def end(request: Request, work: SiteWork, trained: Mapping[str, torch.Tensor], steps: int, memory: Memory) -> dict[str, ArrayRecord]:
-    """Stores the state for the next round and returns the records of the reply."""
+    """Stores the state for the next round and returns the records of the reply: those of the algorithm, and an update that is sent in
+    place of the weights."""
     done = work.finish(trained, steps)
     if site_algorithm(request.study).keeps:
         _keep(request, memory, done.keeps)
-    return {name: pack(arrays) for name, arrays in done.returns.items()}
+    update = {} if done.update is None else {ARRAYS: done.update}
+    return {name: pack(arrays) for name, arrays in {**update, **done.returns}.items()}
 
 
 def recall(request: Request, memory: Memory) -> None:

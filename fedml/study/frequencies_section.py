@@ -9,8 +9,9 @@ from pydantic import Field, model_validator
 
 from fedml.study import limits
 from fedml.study.cohort_section import Cohort
+from fedml.study.federation_section import Federation
 from fedml.study.section import Code, Section, normal
-from fedml.study.sections import Federation, Privacy
+from fedml.study.sections import Privacy
 
 MOST = 20  # populations
 

@@ -7,8 +7,9 @@ from typing import Any
 
 from fedml.errors import nearest
 from fedml.study.cohort_section import ClinicalColumns, Cohort
+from fedml.study.federation_section import Federation
 from fedml.study.outcomes_section import FAMILIES, Treatment
-from fedml.study.sections import Federation, Privacy
+from fedml.study.sections import Privacy
 from fedml.study.task_traits import Label
 
 

@@ -22,6 +22,7 @@ from fedml.study import limits
 from fedml.study.augmented import augment_problems
 from fedml.study.code_section import Code, gather_options
 from fedml.study.cohort_section import Cohort, target_problems
+from fedml.study.federation_section import Federation
 from fedml.study.frequencies_section import Frequencies, frequencies_problems
 from fedml.study.gwas_section import Gwas
 from fedml.study.outcome_rules import outcome_problems
@@ -30,10 +31,10 @@ from fedml.study.own_names import code_problems
 from fedml.study.parameters import check_parameters
 from fedml.study.problems import first_problem
 from fedml.study.section import Section
-from fedml.study.sections import About, Evaluation, Federation, Model, Policy, Privacy, Strategy, TableNetwork
+from fedml.study.sections import About, Evaluation, Model, Policy, Privacy, Strategy, TableNetwork
 from fedml.study.survival_section import Survival
 from fedml.study.task_traits import TRAITS, TaskTraits, either, traits_of
-from fedml.study.training_section import Training, training_problems
+from fedml.study.training_section import Training, training_problems, wire_problems
 
 Kind = TypeVar("Kind", bound=BaseModel)
 # Sections that came later: the hash of a study without them is unchanged.
@@ -115,7 +116,8 @@ class Study(Section):
     def _size(self) -> Self:
         """Limits of products of keys, work and weights of the whole study; what ``[training]`` needs of other sections."""
         rounds, unit, label = self.federation.rounds, self.privacy.unit, self.traits.label
-        for problem in training_problems(self.training, rounds=rounds, unit=unit, label=label, classes=len(self.cohort.classes)):
+        trained = training_problems(self.training, rounds=rounds, unit=unit, label=label, classes=len(self.cohort.classes))
+        for problem in (*trained, *wire_problems(self.federation.wire, unit)):
             raise ValueError(problem)
         if limits.values_of(self.model.segmentation.window) > limits.VOXELS:
             raise ValueError(f"[model] segmentation window has more than {limits.VOXELS:,} voxels")

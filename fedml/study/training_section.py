@@ -190,6 +190,12 @@ def training_problems(plan: Training, *, rounds: int, unit: str, label: str, cla
     yield from _private_problems(plan, unit)
 
 
+def wire_problems(wire: str, unit: str) -> Iterator[str]:
+    """Why updates cannot have this format in a study with this privacy unit."""
+    if wire != "float32" and unit != "none":
+        yield f'[federation] wire = "{wire}" is not built for [privacy] unit = "{unit}"; remove it'
+
+
 def _private_problems(plan: Training, unit: str) -> Iterator[str]:
     if unit != "none" and plan.class_weights == "inverse":
         yield (

@@ -80,10 +80,12 @@ class Received:
 
 @dataclass(frozen=True)
 class SiteEnd:
-    """The result of a site's part of a round: the records for the server, and the state for the next round."""
+    """The result of a site's part of a round: the records for the server, and the state for the next round. ``update``: what is sent in
+    place of the trained arrays (``wire_format``); None: these."""
 
     returns: Mapping[str, Arrays]
     keeps: Mapping[str, Arrays]
+    update: Arrays | None = None
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,7 @@ from fedml.strategies.algorithms.optimizer_state import keeping_optimizer
 from fedml.strategies.algorithms.options import options_of
 from fedml.strategies.algorithms.private import private
 from fedml.strategies.algorithms.scaffold import scaffold
+from fedml.strategies.algorithms.wire_format import in_wire_format
 from fedml.study.study import Study
 
 STRATEGIES: dict[str, Callable[..., Algorithm]] = {
@@ -66,6 +67,8 @@ def algorithm_of(study: Study) -> Algorithm:
         )
     if study.training.keep_optimizer:
         algorithm = keeping_optimizer(algorithm, study.training)
+    if study.federation.wire != "float32":
+        algorithm = in_wire_format(algorithm, study.federation.wire)
     if sentence := algorithm.refuses(study):
         raise InputError(f"{sentence}.")
     if study.privacy.unit == "patient" and (algorithm.returns or algorithm.keeps):
