@@ -363,8 +363,9 @@ def _train_private(request: Request, model: CohortModel, cohort: Cohort, task: T
     """One round of DP-SGD, in place; rate, noise and steps follow from the study alone."""
     study = request.study
     drawn = sampling(study, request.name)
-    privacy = PrivateSteps(study.privacy.clipping_norm, noise_multiplier(study, request.name), drawn.rate, drawn.divisor, drawn.steps)
-    private_train(model, cohort, round_training(request), task, privacy, hooks=hooks, device=device_of(request))
+    noise, device = noise_multiplier(study, request.name), device_of(request)
+    privacy = PrivateSteps(study.privacy.clipping_norm, noise, drawn.rate, drawn.divisor, drawn.steps, device=device)
+    private_train(model, cohort, round_training(request), task, privacy, hooks=hooks)
 
 
 def _penalty(study: Study) -> dict[str, float]:

@@ -57,6 +57,7 @@ class PrivateSteps:
     expected_batch: float
     steps: int
     memory: float = MEMORY  # bytes that the gradients of a physical batch may take; changes nothing but rounding
+    device: torch.device = CPU  # where gradients are computed and clipped; changes nothing but rounding
 
     def __post_init__(self) -> None:
         positive = (self.clipping_norm, self.noise_multiplier, self.rate, self.expected_batch, self.memory)
@@ -95,9 +96,8 @@ def clipped_sum(
     *,
     sizes: npt.NDArray[np.float64] | None = None,
     memory: float = MEMORY,
-    device: torch.device = CPU,
 ) -> dict[str, torch.Tensor]:
-    """Parameter name -> sum of the clipped gradients of the persons in ``rows``, on the ``device`` of ``model``.
+    """Parameter name -> sum of the clipped gradients of the persons in ``rows``, on the device of ``model``.
 
     Adding or removing a person changes the sum by at most ``clipping_norm`` (L2 over all parameters), up to float rounding.
 
@@ -107,6 +107,7 @@ def clipped_sum(
     """
     sizes = person_bytes(model, cohort) if sizes is None else sizes
     total = {name: torch.zeros_like(p) for name, p in model.named_parameters() if p.requires_grad}
+    device = next(iter(total.values())).device if total else CPU
     for chosen in _physical(rows, sizes[rows], memory):
         batch = to_device(cohort.batch(chosen), device)
 
@@ -129,12 +130,11 @@ def private_train(
     *,
     hooks: Sequence[GradientHook] = (),
     entropy: Entropy = os.urandom,
-    device: torch.device = CPU,
 ) -> int:
     """Trains ``model`` in place by ``privacy.steps`` private steps on the training persons of ``cohort``; returns their number.
 
     Rate and steps of ``privacy`` replace batch size and epochs of ``plan``. ``entropy`` is a parameter for tests. The clipped sums are
-    computed on ``device``; the noise is added on the CPU, from the operating system's random numbers as everywhere.
+    computed on ``privacy.device``; the noise is added on the CPU, from the operating system's random numbers as everywhere.
 
     Raises:
         InputError: the model has batch norm.
@@ -144,13 +144,14 @@ def private_train(
     rows = cohort.rows("train")
     torch.set_num_threads(plan.threads)
     sizes, seed = person_bytes(model, cohort), secrets.randbits(62)  # the seed is for dropout: see the module's docstring
+    device = privacy.device
     with on_device(model, device, seed=seed, back=True) as network, torch_seed(seed):
         parameters = {name: p for name, p in network.named_parameters() if p.requires_grad}
         optimizer = make_optimizer(plan, list(parameters.values()))
         network.train()
         for _ in range(privacy.steps):
             sampled = poisson_rows(rows, privacy.rate, entropy=entropy)
-            total = clipped_sum(network, cohort, sampled, task, privacy.clipping_norm, sizes=sizes, memory=privacy.memory, device=device)
+            total = clipped_sum(network, cohort, sampled, task, privacy.clipping_norm, sizes=sizes, memory=privacy.memory)
             for name, gradient in noisy_mean({k: v.cpu() for k, v in total.items()}, privacy, entropy=entropy).items():
                 parameters[name].grad = gradient.to(device)
             for hook in hooks:

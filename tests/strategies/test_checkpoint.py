@@ -23,6 +23,7 @@ PLANS: dict[str, dict[str, Any]] = {
     "fedadam": {"strategy": {"name": "fedadam", "server_lr": 0.1}},
     "fedavgm": {"strategy": {"name": "fedavgm", "momentum": 0.9}},
     "optimiser": {"training": {"optimizer": "adam", "lr": 0.05, "keep_optimizer": True}},
+    "int8": {"federation__wire": "int8", "training": {"optimizer": "adam", "lr": 0.05}},
     "best": {"training": {"optimizer": "sgd", "lr": 2.0, "keep": "best", "patience": 3}},
     "average": {"training": {"optimizer": "sgd", "lr": 0.5, "ema": 0.5}},
     "flower FedYogi": {"strategy": {"name": f"{FLOWER}FedYogi"}},

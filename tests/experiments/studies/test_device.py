@@ -178,9 +178,9 @@ def test_an_accelerator_clips_as_the_cpu_does(tmp_path: Path, kind: str) -> None
     rows, device = cohort.rows("train"), pick_device()
     here = clipped_sum(model, cohort, rows, task, 1.0)
     with on_device(model, device) as network:
-        there = clipped_sum(network, cohort, rows, task, 1.0, device=device)
+        there = clipped_sum(network, cohort, rows, task, 1.0)
     for name, value in here.items():
         torch.testing.assert_close(there[name].cpu(), value, rtol=1e-3, atol=1e-4, msg=name)
-    steps = PrivateSteps(clipping_norm=1.0, noise_multiplier=1.0, rate=0.5, expected_batch=20.0, steps=3)
-    assert private_train(model, cohort, study.training, task, steps, device=device) == 3
+    steps = PrivateSteps(clipping_norm=1.0, noise_multiplier=1.0, rate=0.5, expected_batch=20.0, steps=3, device=device)
+    assert private_train(model, cohort, study.training, task, steps) == 3
     assert all(p.device == CPU for p in model.parameters())
