@@ -299,7 +299,7 @@ def _say_model(key: str) -> Callable[[Study, Found], list[str]]:
     def say(study: Study, found: Found) -> list[str]:
         rows = found[key]["coefficients"]
         small = [row for row in rows if (row["robust"]["p"] if row["robust"]["p"] is not None else 1) < 0.05]
-        what = "Cox model" if key == "cox" else "regression"
+        what = "Cox model" if key == "cox" else "regression model"
         if not small:
             return [f"No coefficient of the {what} has a robust p below 0.05."]
         ratio = key == "cox" or found[key]["family"] != "gaussian"

@@ -14,7 +14,7 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from fedml.wire.records import Phase
+from fedml.wire.phases import Phase
 
 FILE, DROPPED = "live.json", "dropped"
 SILENT_SECONDS = 60.0  # without a sign from a site, which gives one every 15 s

@@ -12,13 +12,14 @@ import io
 import math
 import warnings
 from collections.abc import Mapping
-from enum import StrEnum
 from functools import lru_cache
 from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
+
+from fedml.wire.phases import Phase as Phase
 
 # torch warns that a message's memory is read-only, which is safe because nothing writes to it.
 warnings.filterwarnings("ignore", message="The given (NumPy array|buffer) is not writable")
@@ -40,39 +41,6 @@ _STYPE = "numpy.ndarray"
 _VIEW = "_fedml_view"  # of an ``Array``: its bytes and what they were read as
 Kind = TypeVar("Kind", ArrayRecord, ConfigRecord, MetricRecord)
 _KINDS = "iufb"  # integers, floats, booleans: no objects, no text
-
-
-class Phase(StrEnum):
-    """The kind of request to a site."""
-
-    DESCRIBE = "describe"
-    VOXELS = "voxels"
-    STATISTICS = "statistics"
-    ROUND = "round"
-    EVALUATE = "evaluate"
-    GENOTYPES = "genotypes"
-    COVARIATES = "covariates"
-    SUBSPACE = "subspace"
-    NULL = "null"
-    ASSOCIATION = "association"
-    FIT = "fit"
-    GENES = "genes"
-    FREQUENCIES = "frequencies"
-    FOLDS = "folds"
-    BLOCKS = "blocks"
-    LEVEL = "level"
-    RIDGE = "ridge"
-    GRID = "grid"
-    TIMES = "times"
-    MOMENTS = "moments"
-    HAZARD = "hazard"
-    SCORE = "score"
-    MEANS = "means"
-    RESIDUALS = "residuals"
-    ALONE = "alone"
-    REGRESSION = "glm"
-    DESCRIPTION = "description"
-    WEIGHTED = "weighted"
 
 
 # Phases of an analysis: sites send sums, no model is trained (``fedml.analytics.forms``).
