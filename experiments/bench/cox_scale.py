@@ -5,9 +5,9 @@
 
 Simulated: 20 correlated normal covariates, 60 intervals of 30 days, ties by Efron, sites of a centre that is not trusted (min_count 5).
 Ours: the command ``fedml survival --no-track`` with all sites in its process, from its start to its page; and the time from the first
-message to the last table, which also has the robust and site-clustered variances, the test of proportional hazards, and each site alone.
-lifelines: the ``fit`` of ``CoxPHFitter`` in a process of its own, at its default precision, without its import; the model alone. Its results
-are compared at precision 1e-13. Memory: peak of a process that does the server's part alone, on the recorded sums of the sites.
+step to all results, which also are the robust and site-clustered variances, the test of proportional hazards, each site alone and REML.
+lifelines: a process that reads one CSV and calls ``CoxPHFitter().fit`` at its default precision, from its start to its table; and the fit
+alone. Its results are compared at precision 1e-13. Memory: peak of a process that does the server's part alone, on the recorded sums of the sites.
 """
 
 from __future__ import annotations
@@ -92,31 +92,35 @@ def last_run(folder: Path) -> Path:
     return next((folder / "runs").iterdir())
 
 
-def within(folder: Path) -> float:
-    """Seconds from the first message to the end of the last run, by its record."""
-    return next(float(e["seconds"]) for e in read_events(last_run(folder))[0] if e["event"] == "outcomes")
+def within(folder: Path) -> tuple[float, float]:
+    """Seconds from the first step to all results in ``outcomes.json``, and to the last plot and page, by the last run's record."""
+    run = last_run(folder)
+    events = read_events(run)[0]
+    began = next(float(e["time"]) for e in events if e["event"] == "step")
+    ended = next(float(e["time"]) for e in events if e["event"] == "outcomes")
+    return (run / "outcomes.json").stat().st_mtime - began, ended - began
 
 
-def theirs(folder: Path, precision: float | None = None) -> tuple[float, float]:
-    """Wall and CPU seconds of lifelines' fit in a process of its own, which writes ``theirs.csv``."""
+def theirs(folder: Path, precision: float | None = None) -> tuple[Ended, float]:
+    """lifelines in a process of its own, which writes ``theirs.csv``; and the wall seconds of its fit alone."""
     words = [sys.executable, __file__, "lifelines", str(folder), *([] if precision is None else [str(precision)])]
-    done = subprocess.run(words, check=True, capture_output=True, text=True, env={**os.environ, **_ONE})
-    wall, cpu = map(float, done.stdout.split()[-2:])
-    return wall, cpu
+    ended = run_process(words, folder, _ONE)
+    return ended, float((folder / "output.log").read_text().split()[-1])
 
 
 def fit_lifelines(folder: Path, precision: float | None) -> None:
-    """Fits and prints the wall and CPU seconds of it."""
+    """Fits and prints the wall seconds of it."""
     from lifelines import CoxPHFitter
 
     people = pd.read_csv(folder / "all.csv")
     ends = json.loads((last_run(folder) / "outcomes.json").read_text())["cox"]["baseline"]["time"]
     people["time"] = np.array(ends)[np.searchsorted(ends, people.time)]  # of the intervals that sites merged
-    wall, cpu = time.perf_counter(), time.process_time()
+    began = time.perf_counter()
     options = {} if precision is None else {"fit_options": {"precision": precision}}
     fitted = CoxPHFitter().fit(people, "time", "event", **options)
-    print(time.perf_counter() - wall, time.process_time() - cpu)
+    took = time.perf_counter() - began
     fitted.summary.assign(log_likelihood=fitted.log_likelihood_).to_csv(folder / "theirs.csv", float_format="%.17g")
+    print(took)
 
 
 def check_equal(folder: Path) -> str:
@@ -142,32 +146,36 @@ def compare(persons: int = 20_000, repeats: int = 5) -> None:
         folder, found = Path(name), []
         write(folder, persons)
         for _ in range(repeats):
-            mine = ours(folder)
-            found.append((mine.seconds, mine.cpu_seconds, within(folder), mine.peak_mb, *theirs(folder)))
+            mine, (results, plots) = ours(folder), within(folder)
+            other, fit = theirs(folder)
+            found.append(
+                (results, fit, plots, fit, mine.seconds, other.seconds, mine.cpu_seconds, other.cpu_seconds, mine.peak_mb, other.peak_mb)
+            )
         columns = list(zip(*found, strict=True))
         rows = []
-        for what, own, peer in (
-            ("first message to last table, wall s", 2, 4), ("whole command, wall s", 0, 4), ("whole command, CPU s", 1, 5),
+        for at, what in enumerate(
+            ("first step to all results; fit, wall s", "first step to the last plot; fit, wall s", "from start to end, wall s",
+             "from start to end, CPU s", "largest resident set, MB")
         ):  # fmt: skip
+            own, peer = 2 * at, 2 * at + 1
             ratios = [a / b for a, b in zip(columns[own], columns[peer], strict=True)]
             medians = [f"{statistics.median(values):.2f}" for values in (columns[own], columns[peer], ratios)]
             rows.append((what, *medians, f"{min(ratios):.2f} to {max(ratios):.2f}"))
         title = f"Cox, 3 x {persons:,} persons, {COLUMNS} covariates, {repeats} pairs; load {os.getloadavg()[0]:.1f}"
         table(title, ("", "ours", "lifelines", "ratio", "range"), rows)
-        print(f"largest resident set of ours, with three sites: {max(columns[3]):.0f} MB")
         print(check_equal(folder))
 
 
 def server(folder: Path) -> None:
     """The server's part on the recorded sums; prints the peak of this process before and after it, in MB."""
     from fedml.experiments.evidence.again import again
+    from fedml.experiments.runs.record import read_record
 
     def peak() -> float:
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
     run, before = last_run(folder), peak()
-    with tempfile.TemporaryDirectory() as name:
-        again(run, Path(name))
+    again(read_record(run, {"survival"}))
     print(before, peak(), sum((run / part).stat().st_size for part in ("sums.bin", "steps.jsonl")))
 
 
@@ -179,7 +187,9 @@ def memory(sizes: tuple[int, ...] = (2_000, 20_000)) -> None:
             folder = Path(name)
             write(folder, persons)
             ours(folder)
-            done = subprocess.run([sys.executable, __file__, "server", name], check=True, capture_output=True, text=True, env=os.environ | _ONE)
+            done = subprocess.run(
+                [sys.executable, __file__, "server", name], check=True, capture_output=True, text=True, env=os.environ | _ONE
+            )
             before, after, size = map(float, done.stdout.split()[-3:])
             rows.append((f"3 x {persons:,}", f"{before:.1f}", f"{after:.1f}", f"{size / 1024:.0f}"))
     table("the server's process", ("persons", "imported, MB", "peak, MB", "recorded sums, KB"), rows)
