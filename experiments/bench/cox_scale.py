@@ -1,4 +1,4 @@
-"""Benchmark: Cox regression over three sites against lifelines on the pooled persons with the same rounded times, one thread, equal results.
+"""Benchmark: Cox regression over three sites against lifelines on the pooled persons with the same rounded times, one thread.
 
     .venv/bin/python experiments/bench/cox_scale.py [PERSONS] [REPEATS]    # PERSONS of each site; 20,000 and 5
     .venv/bin/python experiments/bench/cox_scale.py memory [PERSONS ...]   # of each site; 2,000 and 20,000
@@ -6,8 +6,8 @@
 Simulated: 20 correlated normal covariates, 60 intervals of 30 days, ties by Efron, sites of a centre that is not trusted (min_count 5).
 Ours: the command ``fedml survival --no-track`` with all sites in its process, from its start to its page; and the time from the first
 step to all results, which also are the robust and site-clustered variances, the test of proportional hazards, each site alone and REML.
-lifelines: a process that reads one CSV and calls ``CoxPHFitter().fit`` at its default precision, from its start to its table; and the fit
-alone. Its results are compared at precision 1e-13. Memory: peak of a process that does the server's part alone, on the recorded sums of the sites.
+lifelines: a process that reads one CSV and calls ``CoxPHFitter().fit`` at its default precision, from its start to its table; the fit
+alone. Results are compared at precision 1e-13. Memory: peak of a process that does the server's part alone, on recorded sums of the sites.
 """
 
 from __future__ import annotations
