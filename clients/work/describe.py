@@ -50,15 +50,19 @@ def _columns(request: Request) -> tuple[list[str], list[tuple[str, int]]]:
     return numbers, [(name, len(spec.categories[name])) for name in names if name in spec.categories]
 
 
+def check_groups(request: Request, floor: int) -> None:
+    """Raises ``SiteError`` if a group has few persons."""
+    if any(0 < int(mask.sum()) < floor for mask in _groups(request)):
+        raise SiteError(Reason.TOO_FEW, f"a group of the table has fewer than {floor} persons (min_count)")
+
+
 def answer(request: Request, given: Mapping[str, Any], floor: int) -> dict[str, Any]:
-    """``table`` (G, R) and ``bins`` (G, numbers, BINS)."""
+    """``table`` (G, R) and ``bins`` (G, numbers, BINS); ``check_groups`` was asked before."""
     cohort, study = load_cohort(request.manifests, request.study), request.study
     numbers, categories = _columns(request)
     table, bins = [], []
     for mask in _groups(request):
         persons = int(mask.sum())
-        if 0 < persons < floor:
-            raise SiteError(Reason.TOO_FEW, f"a group of the table has fewer than {floor} persons (min_count)")
         row, counted = [float(persons)], np.zeros((len(numbers), BINS), np.int64)
         for at, name in enumerate(numbers):
             values = column_of(cohort, study, name)[mask]

@@ -69,6 +69,7 @@ def check(request: Request, given: Mapping[str, Any]) -> None:
     It is asked again by the gate about the reply, from the cohort alone.
     """
     if request.phase is Phase.DESCRIPTION:
+        describe.check_groups(request, floor_of(request))
         return
     people, floor = analysed(request.manifests, request.study), floor_of(request)
     persons, columns = len(people.rows), people.x.shape[1]
@@ -249,8 +250,8 @@ def person_sets(request: Request) -> list[list[str]]:
 
 
 def leaving_sets(request: Request, given: Mapping[str, Any]) -> list[list[str]]:
-    """Ids of the sets about which the reply tells and which follow from the request: who has left, and who
-    has had each event, by the end of each interval of its grid, in each group; of a comparison of treatments, who is left after
+    """Ids of the sets about which the reply tells and which follow from the request: who has left, who has had each event, and with left
+    truncation who has entered, by the end of each interval of its grid, in each group; of a comparison of treatments, who is left after
     trimming; of a table, who has each level."""
     if request.phase is Phase.WEIGHTED:
         people, cohort = analysed(request.manifests, request.study), load_cohort(request.manifests, request.study)
@@ -267,9 +268,14 @@ def leaving_sets(request: Request, given: Mapping[str, Any]) -> list[list[str]]:
     place = at[people.times.time]
     codes = range(1, len(request.study.cohort.time_to_event.codes)) if request.phase is Phase.TIMES else (1,)
     kinds = {"": np.ones(len(people.rows), bool)} | {f"event {code} of ": people.times.event == code for code in codes}
-    ends = range(int(given["edges"].sum()) - 1)
+    last = int(given["edges"].sum()) - 1  # by whose end everyone has left and entered, but not had an event
     # Who has an event is compared with who has the same event: the name before an id makes it another person to the comparison.
-    sets = [(kind, people.rows[mask & has & (place <= k)]) for mask in groups for kind, has in kinds.items() for k in ends]
+    sets = [
+        (kind, people.rows[mask & has & (place <= k)]) for mask in groups for kind, has in kinds.items() for k in range(last + bool(kind))
+    ]
+    if people.times.first is not None:
+        begun = at[people.times.at_risk_from()]
+        sets += [("entered ", people.rows[mask & (begun <= k)]) for mask in groups for k in range(last)]
     return [[f"{kind}{cohort.ids[row]}" for row in rows] for kind, rows in sets if len(rows)]
 
 

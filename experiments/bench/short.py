@@ -35,6 +35,8 @@ SHORT = {
 LONG = {
     "cached_batches.py": "minutes",
     "coverage.py": "minutes",
+    "coverage_outcomes.py": "half an hour",
+    "cox_scale.py": "minutes",
     "dpsgd_wide.py": "minutes",
     "empty_round.py": "minutes; the local engine against Flower's simulation",
     "flamby_brca.py": "half an hour; data",

@@ -129,8 +129,10 @@ def numbers(values: pd.Series[Any], path: Path, *, booleans: bool = True) -> npt
         strange = values[np.isinf(found)] if np.isinf(found).any() else values[:0]
     elif boolean or values.dtype == object or pd.api.types.is_string_dtype(values.dtype):
         different = {value: _number(value) for value in values.dropna().unique()}
-        cells = {str(value).strip().lower() for value in different if str(value).strip() not in MISSING_WORDS}
-        if booleans and cells and cells <= {"true", "false"}:
+        cells: set[str] = set()
+        if booleans and None in different.values():  # true and false are no numbers
+            cells = {str(value).strip().lower() for value in different if str(value).strip() not in MISSING_WORDS}
+        if cells and cells <= {"true", "false"}:
             different |= {value: float(str(value).strip().lower() == "true") for value in different if str(value).strip().lower() in cells}
         found = values.map(different).to_numpy(dtype=np.float64, na_value=np.nan)
         wrong = [value for value, number in different.items() if number is None]

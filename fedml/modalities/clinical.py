@@ -61,7 +61,8 @@ def _read(place: Place[ClinicalData], study: Study, ids: Sequence[str]) -> Table
     path = place.folder / place.data.path
     table = read_table(path, id_of(place), {*spec_of(study).read})
     check_ids(ids, table.index, str(path))
-    present = np.isin(np.array(ids, dtype=object), table.index.to_numpy(dtype=object))
+    known = set(table.index)  # np.isin compares objects one by one: 5 s for 20,000 persons
+    present = np.fromiter((person in known for person in ids), bool, len(ids))
     if not len(table):
         raise InputError(f"{path}: has no row; correct the path in site.toml, or export the table again.")
     spec = spec_of(study)
