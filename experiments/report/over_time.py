@@ -119,6 +119,7 @@ def _groups(found: Found) -> str:
     heads = ["group", "persons", f"with {known['event']}", "predicted risk", "observed risk", "95 %, low", "95 %, high"]
     note = (
         f"From the lowest risk to the highest, by {known['horizon']:,g} {known['unit']}. Where data are not public, a site puts the times "
-        "and risks of few persons together, so these numbers are approximate. No limits: everybody who was left had the event, or nobody has had it."
+        "and risks of few persons together, so these numbers are approximate. "
+        "No limits: everybody who was left had the event, or nobody has had it."
     )
     return table(found, "Calibration by group of risk", heads, rows, note)
