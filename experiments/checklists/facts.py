@@ -200,7 +200,7 @@ def _preprocessing(study: Study) -> FactRow:
     source = "sums over the training persons of all sites"
     if study.privacy.unit != "none":
         source = "noised sums over the training persons"
-    own, modalities = study.cohort.by_site, modalities_of(study)
+    own, modalities = (*study.cohort.by_site, *study.cohort.standardised("centre")), modalities_of(study)
     columns = [*(m.words.columns for m in modalities if m.name not in own), *(["the outcome"] if study.traits.standardised else [])]
     how = f"by mean and standard deviation, from {source}"
     if study.privacy.unit != "none" and study.privacy.statistics == "stated":
@@ -208,9 +208,9 @@ def _preprocessing(study: Study) -> FactRow:
     standard = f"Standardised {how}: {', '.join(columns)}.", ("study.json#/privacy/statistics",)
     texts = [modality.words.preparation(study) for modality in modalities]
     if own:
-        at_site = ", ".join(m.words.columns for m in modalities if m.name in own)
-        text = "Standardised at each site by mean and standard deviation of its own training persons, which did not leave it: "
-        texts.append((f"{text}{at_site}.", ("study.json#/cohort/standardise",)))
+        text = "Standardised at each site by mean and standard deviation of its own training persons, which did not leave it"
+        text = text if study.cohort.by_site else "In their own units, less the mean of the training persons of all sites"
+        texts.append((f"{text}: {', '.join(m.words.columns for m in modalities if m.name in own)}.", ("study.json#/cohort/standardise",)))
     return _joined([*texts, *([standard] if columns else [])])
 
 

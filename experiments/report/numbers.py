@@ -83,6 +83,8 @@ def figures(record: Record) -> dict[str, Any]:
         found["by_class"] = by_class
         if by_class and len(task.classes) == 2:
             found["utility"] = utility(record, merged, part)
+    if task.over_time is not None and merged and (over_time := task.over_time(merged)):
+        found["over_time"] = over_time
     rounded: dict[str, Any] = _plain(found)
     return rounded
 

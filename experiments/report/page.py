@@ -21,7 +21,7 @@ from typing import Any
 from fedml.errors import InputError
 from fedml.experiments.checklists.facts import Fact
 from fedml.experiments.report import persons, sections, utility, words
-from fedml.experiments.report.markup import paragraph
+from fedml.experiments.report.markup import paragraph, written
 from fedml.experiments.report.numbers import figures
 from fedml.experiments.runs.record import Record
 from fedml.runs.log import write_whole
@@ -146,4 +146,12 @@ def report_facts(record: Record, found: Mapping[str, Any] | None = None) -> dict
             f"Calibration on {words.PARTS[found['part']]} persons by logistic recalibration (Cox 1958) and a reliability curve: {rows}.",
             (f"{NAME}#calibration",),
         )
+    if found.get("over_time"):
+        rows = "; ".join(
+            f"at {row['time']:,g} {found['over_time']['unit']} predicted {written(row['predicted'])}, observed {written(row['observed'])}"
+            for row in found["over_time"]["horizons"]
+        )
+        held = f"{words.PARTS[found['part']]} persons"
+        text = f"Predicted against observed risk (Kaplan-Meier) over time and by groups of risk, on {held}: {rows}."
+        out["calibration"] = Fact(text, (f"{NAME}#over-time",))
     return out

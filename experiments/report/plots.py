@@ -195,18 +195,31 @@ def square(series: Sequence[Series], across: str, up: str, alt: str, y: tuple[fl
     return _svg(frame.bottom + 42, alt, parts)
 
 
-def reliability_plot(groups: Sequence[Mapping[str, float]], alt: str) -> str:
-    """Share of cases with its interval against the mean predicted risk, for each group."""
+def over_time(series: Sequence[Series], across: str, up: str, alt: str, top: float | None = 1.0) -> str:
+    """Lines over time, y from 0 to ``top`` (None: a round number above the largest). A line without a name is not in the key."""
+    values = [y for s in series for y in s.y if y is not None]
+    key, end = _key([s for s in series if s.name], 14)
+    high = top if top is not None else _limits([0.0, *values, 0.05])[1]
+    frame = _Frame((0.0, max(s.x[-1] for s in series)), (0.0, high), 52, end + 16, 404, end + 246)
+    parts = [*key, *_axes(frame, across, up, (ticks(*frame.x, 4), ticks(0, high))), *(_path(frame, s) for s in reversed(series))]
+    return _svg(frame.bottom + 42, alt, parts)
+
+
+def reliability_plot(groups: Sequence[Mapping[str, float | None]], alt: str, up: str = "observed (share of cases)") -> str:
+    """What was observed, with its limits if there are any, against the mean predicted risk, for each group."""
     frame = _Frame((0, 1), (0, 1), 52, 12, 382, 342)
     marks = [0, 0.2, 0.4, 0.6, 0.8, 1]
-    parts = _axes(frame, "predicted risk (mean of the group)", "observed (share of cases)", (marks, marks))
+    parts = _axes(frame, "predicted risk (mean of the group)", up, (marks, marks))
     parts += [_line(frame.px(0), frame.py(0), frame.px(1), frame.py(1), GREY, 1, "3 3")]
+    points = [(g["predicted"], g["observed"]) for g in groups]
+    known = [(x, y) for x, y in points if x is not None and y is not None]
     for g in groups:
-        x = frame.px(g["predicted"])
-        low, high = frame.py(g["low"]), frame.py(g["high"])
+        if g["predicted"] is None or g["low"] is None or g["high"] is None:
+            continue
+        x, low, high = frame.px(g["predicted"]), frame.py(g["low"]), frame.py(g["high"])
         parts += [_line(x, low, x, high, BLUE, 1.6), _line(x - 3, low, x + 3, low, BLUE, 1.6), _line(x - 3, high, x + 3, high, BLUE, 1.6)]
-    parts += [_path(frame, Series("", [g["predicted"] for g in groups], [g["observed"] for g in groups], BLUE, "", 1.2))]
-    parts += [f'<circle cx="{_n(frame.px(g["predicted"]))}" cy="{_n(frame.py(g["observed"]))}" r="4" fill="{BLUE}"/>' for g in groups]
+    parts += [_path(frame, Series("", [x for x, _ in known], [y for _, y in known], BLUE, "", 1.2))]
+    parts += [f'<circle cx="{_n(frame.px(x))}" cy="{_n(frame.py(y))}" r="4" fill="{BLUE}"/>' for x, y in known]
     return _svg(frame.bottom + 42, alt, parts)
 
 

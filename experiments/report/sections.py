@@ -9,7 +9,7 @@ from typing import Any
 
 from fedml.contract.disclosure import trust_text
 from fedml.experiments.checklists.facts import facts_of
-from fedml.experiments.report import examples, persons, plots, results, utility, words
+from fedml.experiments.report import examples, over_time, persons, plots, results, utility, words
 from fedml.experiments.report.markup import Cell, Number, answered, between, listing, paragraph, picture, section, table, terms, written
 from fedml.experiments.report.pointers import pointer
 from fedml.experiments.report.results import ALL_SITES
@@ -50,12 +50,12 @@ def top(record: Record, found: Found) -> str:
     links = [("asked", "question and methods"), ("participants", "participants"), ("sites", "sites"),
              ("learning", "learning curves"), ("by-site", "results by site"),
              ("external", "external validation"), ("subgroups", "subgroups"),
-             ("calibration", "discrimination and calibration"), ("thresholds", "thresholds"),
+             ("calibration", "discrimination and calibration"), ("over-time", "survival over time"), ("thresholds", "thresholds"),
              ("examples", "examples"), ("privacy", "privacy"),
              ("flow", "what left the sites"), ("limits", "limits"), ("check", "how to check it")]  # fmt: skip
     present = {"by-site": bool(score), "external": "external" in found,
                "subgroups": bool(score), "calibration": bool(found.get("by_class")),
-               "participants": record.agreed.came, "thresholds": bool(found.get("utility")),
+               "participants": record.agreed.came, "thresholds": bool(found.get("utility")), "over-time": bool(found.get("over_time")),
                "examples": bool(examples.section_of(record, found)),
                "learning": bool(record.rounds)}  # fmt: skip
     linked = "".join(f'<li><a href="#{at}">{escape(text)}</a></li>' for at, text in links if present.get(at, True))
@@ -279,5 +279,5 @@ def closing(record: Record) -> str:
 
 ALL: tuple[Callable[[Record, Found], str], ...] = (
     top, question, persons.section_of, sites, results.by_site, results.external, results.subgroups,
-    results.discrimination, utility.section_of, examples.section_of, results.learning, privacy, flow, limits, check,
+    results.discrimination, over_time.section_of, utility.section_of, examples.section_of, results.learning, privacy, flow, limits, check,
 )  # fmt: skip

@@ -38,11 +38,12 @@ def cohort_sums(cohort: Cohort, task: str, smallest: int = 1, without: Collectio
 
 
 def neutral_constants(study: Study) -> dict[str, torch.Tensor]:
-    """Mean 0 and standard deviation 1 by buffer name, of the inputs that each site standardises itself (``fedml.cohort.standard``)."""
-    sections = {name: getattr(study.cohort, name) for name in study.cohort.by_site}
-    sizes = {f"preprocess.{name}": len(section.columns) for name, section in sections.items()}
-    means = {f"{name}.mean": torch.zeros(columns) for name, columns in sizes.items()}
-    return means | {f"{name}.std": torch.ones(columns) for name, columns in sizes.items()}
+    """Constants that follow from the study alone, by buffer name: mean 0 and standard deviation 1 of the inputs that each site
+    standardises itself (``fedml.cohort.standard``), standard deviation 1 of those that keep their units."""
+    own, unscaled = study.cohort.by_site, study.cohort.standardised("centre")
+    sizes = {name: len(getattr(study.cohort, name).columns) for name in (*own, *unscaled)}
+    means = {f"preprocess.{name}.mean": torch.zeros(sizes[name]) for name in own}
+    return means | {f"preprocess.{name}.std": torch.ones(columns) for name, columns in sizes.items()}
 
 
 def constants_from(sums: Mapping[str, Array]) -> dict[str, torch.Tensor]:

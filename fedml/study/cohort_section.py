@@ -297,9 +297,10 @@ class Cohort(Inputs):
     )
     split: Split = Field(default=Split(), description="fractions of persons in each part, unless a site has a split file")
     split_key: str = Field(default="", description="key of the hash of ids that assigns persons to parts; empty: the study's seed")
-    standardise: Literal["all", "site"] = Field(
+    standardise: Literal["all", "site", "centre"] = Field(
         default="all",
-        description="whose training persons' mean and SD standardise numbers (clinical, omics, radiomics): all sites', or a site's own",
+        description="whose training persons' mean and SD standardise numbers (clinical, omics, radiomics): all sites', or a site's own; "
+        "centre: numbers keep their units, less the mean of all sites",
     )
 
     @property
@@ -333,7 +334,11 @@ class Cohort(Inputs):
     @property
     def by_site(self) -> tuple[str, ...]:
         """The inputs that each site standardises by its own training persons."""
-        return tuple(name for name in self.inputs if name in ("clinical", "omics", "radiomics")) if self.standardise == "site" else ()
+        return self.standardised("site")
+
+    def standardised(self, how: str) -> tuple[str, ...]:
+        """The inputs to which ``standardise`` applies, if it is ``how``."""
+        return tuple(name for name in self.inputs if name in ("clinical", "omics", "radiomics")) if self.standardise == how else ()
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -362,8 +367,8 @@ class Cohort(Inputs):
         for name in Inputs.model_fields:
             if name not in self.inputs and getattr(self, name) not in (None, Variants()):
                 raise ValueError(f'[cohort.{name}] is given but inputs does not list "{name}"')
-        if self.standardise == "site" and not self.by_site:
-            raise ValueError('standardise = "site" is built for clinical, omics and radiomics, and inputs lists none; remove standardise')
+        if (how := self.standardise) != "all" and not self.standardised(how):
+            raise ValueError(f'standardise = "{how}" is built for clinical, omics and radiomics, and inputs lists none; remove standardise')
         if len(set(self.targets)) < len(self.targets):
             raise ValueError("a column is listed twice in target")
         if self.exposure == self.target:

@@ -43,8 +43,8 @@ def outcome_problems(
         yield f"[{first}] and an analysis of variants are about different persons; give each its study"
     if cohort.cluster is not None:
         yield f"[cohort] cluster is not built for [{first}], whose intervals it would not change; remove it"
-    if cohort.standardise == "site":
-        yield f'[{first}] reports covariates in their own units; remove [cohort] standardise = "site"'
+    if cohort.standardise != "all":
+        yield f'[{first}] reports covariates in their own units; remove [cohort] standardise = "{cohort.standardise}"'
     if federation.evaluate_only:
         yield f"[{first}] trains no model that [federation] evaluate_only could test; leave evaluate_only out"
     if asked.get("glm") is not None and label not in FAMILIES:

@@ -100,8 +100,8 @@ class Study(Section):
             raise ValueError(f"[gwas] needs a number or two classes as target; set [model] task = {known}")
         if self.federation.evaluate_only:
             raise ValueError("[gwas] trains no model that [federation] evaluate_only could test; leave evaluate_only out")
-        if self.cohort.standardise == "site":
-            raise ValueError('[gwas] adjusts for covariates in their own units; remove [cohort] standardise = "site"')
+        if self.cohort.standardise != "all":
+            raise ValueError(f'[gwas] adjusts for covariates in their own units; remove [cohort] standardise = "{self.cohort.standardise}"')
         if self.privacy.unit != "none":
             raise ValueError('[gwas] releases exact sums, so it needs [privacy] unit = "none"; a private association is not built')
         if self.traits.gwas == "logistic" and len(self.cohort.classes) != 2:
@@ -232,6 +232,8 @@ class Study(Section):
             return self
         if self.cohort.standardise == "site":
             raise ValueError('[cohort] standardise = "site" computes with exact means of persons; a private study states ranges: remove it')
+        if self.cohort.standardise == "centre":
+            raise ValueError('[cohort] standardise = "centre" is not built for a private study, whose ranges scale numbers: remove it')
         most = max(plan.persons.values(), default=1) if plan.unit == "patient" else len(self.federation.training)
         if most > 1 and plan.delta >= 1 / most:
             raise ValueError(

@@ -29,7 +29,7 @@ def classification_task(study: Study) -> Task:
         truth=itemgetter("label"), loss=classification_loss(study.training),
         counts=class_counts, fields=class_fields(len(names)), coarse=coarse,
         grouped=grouped, spread=spread,
-        evaluation_batch=EVALUATION_BATCH, measures=MEASURES, watched="auroc", higher=True, measure="auroc", risks=True,
+        evaluation_batch=EVALUATION_BATCH, measures=MEASURES, watched="auroc", higher=True, measure="auroc", risks=True, over_time=None,
         labels=class_labels(study), answer=_answer(names),
         compared=Compared(
             values=lambda output, truth: torch.softmax(output.double(), 1).numpy(),

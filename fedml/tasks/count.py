@@ -37,7 +37,8 @@ def count_task(study: Study) -> Task:
         name=study.model.task, traits=study.traits, classes=(), scored={}, outputs=2 if dispersed else 1,
         truth=itemgetter("label"), loss=count_loss, counts=count_sums, fields=_FIELDS, coarse=unchanged,
         grouped=not_grouped, spread=unchanged,
-        evaluation_batch=EVALUATION_BATCH, measures=MEASURES, watched="deviance", higher=False, measure="deviance", risks=False,
+        evaluation_batch=EVALUATION_BATCH, measures=MEASURES, watched="deviance", higher=False, measure="deviance",
+        risks=False, over_time=None,
         labels=_labels(study),
         answer=Answer(
             columns=lambda output, batch: {"predicted": output[:, 0].double().exp().tolist()},

@@ -41,7 +41,7 @@ def multilabel_task(study: Study) -> Task:
         name=study.model.task, traits=study.traits, classes=names, scored=dict(enumerate(names)), outputs=len(names),
         truth=itemgetter("label"), loss=multilabel_loss, counts=multilabel_counts, fields=_fields(len(names)), coarse=coarse,
         grouped=_grouped, spread=spread,
-        evaluation_batch=EVALUATION_BATCH, measures=MEASURES, watched="auroc", higher=True, measure="auroc", risks=False,
+        evaluation_batch=EVALUATION_BATCH, measures=MEASURES, watched="auroc", higher=True, measure="auroc", risks=False, over_time=None,
         labels=_labels(study), answer=_answer(names, levels),
         compared=Compared(values=lambda output, truth: output.double().numpy(), statistic=mean_auroc),
         linear_score=NotBuilt("a scoring file holds weights of one outcome"),

@@ -40,7 +40,7 @@ def ordinal_task(study: Study) -> Task:
         truth=itemgetter("label"), loss=ordinal_loss, counts=ordinal_counts, fields=_fields(len(names)), coarse=unchanged,
         grouped=_grouped, spread=unchanged,
         evaluation_batch=EVALUATION_BATCH, measures=MEASURES, watched="kappa_quadratic", higher=True, measure="kappa_quadratic",
-        risks=False, labels=replace(class_labels(study), canary=NotBuilt("no audit of ordered classes is built")),
+        risks=False, over_time=None, labels=replace(class_labels(study), canary=NotBuilt("no audit of ordered classes is built")),
         answer=_answer(names),
         compared=Compared(
             values=lambda output, truth: log_probabilities(output.double()).argmax(1).double().numpy(),

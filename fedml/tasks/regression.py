@@ -32,7 +32,7 @@ def regression_task(study: Study) -> Task:
         name=study.model.task, traits=study.traits, classes=(), scored={}, outputs=1,
         truth=itemgetter("label"), loss=squared_error, counts=regression_counts, fields=_FIELDS, coarse=unchanged,
         grouped=not_grouped, spread=unchanged,
-        evaluation_batch=EVALUATION_BATCH, measures=MEASURES, watched="rmse", higher=False, measure="mae", risks=False,
+        evaluation_batch=EVALUATION_BATCH, measures=MEASURES, watched="rmse", higher=False, measure="mae", risks=False, over_time=None,
         labels=number_labels(study),
         answer=Answer(
             columns=lambda output, batch: {"predicted": output[:, 0].double().tolist()},

@@ -67,7 +67,7 @@ def segmentation_task(study: Study) -> Task:
         truth=truth_of, loss=_loss(study), counts=counts,
         fields=segmentation_fields(len(names), distances=distances, moved=moved), coarse=without_lost, grouped=grouped, spread=unchanged,
         evaluation_batch=1,  # the logits of all voxels and classes need much memory
-        measures=MEASURES, watched="dice_mean_person", higher=True, measure="dice_mean_person", risks=False,
+        measures=MEASURES, watched="dice_mean_person", higher=True, measure="dice_mean_person", risks=False, over_time=None,
         labels=_labels(study),
         answer=Answer(
             columns=_masks, example={"predicted": [[0]], "size": [[1]]}, caption=NotBuilt("the picture shows the predicted mask"),

@@ -32,6 +32,7 @@ from fedml.tasks.drawn import Statistic
 from fedml.tasks.survival_counts import coarse, count, grouped, scored_places, survival_fields
 from fedml.tasks.survival_labels import time_labels
 from fedml.tasks.survival_measures import survival_measures
+from fedml.tasks.survival_over_time import survival_over_time
 from fedml.tasks.task import Answer, Compared, Floats, Result, Task, Words, unchanged
 
 EVALUATION_BATCH = 512  # persons; gradients are not kept
@@ -59,7 +60,7 @@ def survival_task(study: Study) -> Task:
         truth=itemgetter("label"), loss=cox_loss if cox else discrete_loss, counts=_counts(study, log_alive, losses),
         fields=survival_fields(times), coarse=coarse, grouped=partial(grouped, horizons=times.places), spread=unchanged,
         evaluation_batch=EVALUATION_BATCH, measures=survival_measures(times), watched="c_index", higher=True, measure="c_index",
-        risks=False, labels=time_labels(study), answer=_answer(study, log_alive),
+        risks=False, over_time=partial(survival_over_time, times, event), labels=time_labels(study), answer=_answer(study, log_alive),
         compared=Compared(values=lambda output, truth: risk_of(output), statistic=drawn_c_index),
         linear_score=NotBuilt("a hazard has no type in a scoring file"),
         words=Words(

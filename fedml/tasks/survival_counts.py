@@ -43,6 +43,12 @@ def bin_of(risk: Floats) -> Ints:
     return np.clip((np.arcsinh(risk) + _SCALED) * (BINS / (2 * _SCALED)), 0, BINS - 1).astype(np.int64)
 
 
+def risk_of_bin(bins: npt.NDArray[Any]) -> Floats:
+    """The risk in the middle of each bin."""
+    out: Floats = np.sinh((bins + 0.5) * (2 * _SCALED / BINS) - _SCALED)
+    return out
+
+
 def scored_places(times: Survival) -> tuple[int, ...]:
     """The places on the grid at which predictions are scored: all until the last horizon, or about ``SCORED`` and each horizon."""
     last = times.places[-1]

@@ -172,6 +172,7 @@ class Task:
         measures: in the order of records and reports. watched: the one by which models are compared; higher is better if ``higher``.
         measure: the one that a report leads with.
         risks: the counts hold histograms of log-odds, of which calibration and curves are made (``fedml.learning.calibration``).
+        over_time: counts -> what a report draws of predictions over time, None where the counts tell nothing; None: there is no time.
     """
 
     name: str
@@ -192,6 +193,7 @@ class Task:
     higher: bool
     measure: str
     risks: bool
+    over_time: Callable[[Mapping[str, npt.NDArray[Any]]], Mapping[str, Any] | None] | None
     labels: Labels
     answer: Answer
     compared: Compared | NotBuilt

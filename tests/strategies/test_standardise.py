@@ -244,3 +244,27 @@ def test_a_site_with_too_few_persons_takes_no_part(tmp_path: Path) -> None:
     few = Site(tmp_path / "a", "a", 3, persons=15)  # 9 train
     with pytest.raises(RunError, match="too-few-persons"):
         federate(study_of("a", policy={"min_count": 10}), [few.manifest], tmp_path / "run")
+
+
+def test_numbers_that_keep_their_units_lose_the_mean_of_all_sites_alone(sites: dict[str, Site], tmp_path: Path) -> None:
+    study = study_of(cohort__standardise="centre", federation__rounds=0)
+    found = federate(study, [sites[name].manifest for name in "ab"], tmp_path / "run").arrays
+    train = np.concatenate([sites[name].x[sites[name].part == "train"] for name in "ab"])
+    numbers = [COLUMNS.index(name) for name in ("x1", "x2", "flat")]
+    np.testing.assert_allclose(found["preprocess.clinical.mean"][numbers], np.nanmean(train, axis=0), rtol=1e-5)
+    assert (found["preprocess.clinical.std"] == 1).all()
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        (
+            {"privacy": {"unit": "site", "epsilon": 4.0, "delta": 1e-5, "clipping_norm": 1.0}},
+            'standardise = "centre" is not built for a private',
+        ),
+        ({"cohort__inputs": ["variants"], "cohort__clinical": None}, 'standardise = "centre" is built for clinical, omics and radiomics'),
+    ],
+)
+def test_what_keeping_units_does_not_go_with(changes: dict[str, Any], words: str) -> None:
+    with pytest.raises(InputError, match=words):
+        study_of(**{"cohort__standardise": "centre", **changes})

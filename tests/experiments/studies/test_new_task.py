@@ -55,7 +55,7 @@ def events_task(study: Study) -> Task:
         loss=lambda output, label: functional.poisson_nll_loss(output[:, 0], label),
         counts=event_counts, fields=dict.fromkeys(("persons", "deviance_sum", "deviance_sq_sum", "abs_sum"), ("float64", (1,))),
         coarse=unchanged, grouped=not_grouped, spread=unchanged,
-        evaluation_batch=512, measures=MEASURES, watched="deviance", higher=False, measure="deviance", risks=False,
+        evaluation_batch=512, measures=MEASURES, watched="deviance", higher=False, measure="deviance", risks=False, over_time=None,
         labels=Labels(**{**vars(number_labels(study)), "placeholder": lambda labels, random: random.poisson(2, len(labels)).astype(float),
                          "canary": NotBuilt("no audit of events is built")}),
         answer=Answer(

@@ -19,7 +19,7 @@ from fedml.contract.plausible import check_plausible
 from fedml.errors import InputError, Reason, SiteError
 from fedml.experiments.evidence.model_card import model_card
 from fedml.experiments.models.predictions import predictions
-from fedml.experiments.report.page import render
+from fedml.experiments.report.page import figures, render, report_facts
 from fedml.study.study import Study
 from fedml.tasks.registry import make_task
 from fedml.wire.records import COUNTS, Phase, pack
@@ -86,6 +86,12 @@ def test_a_run_is_written_and_its_predictions_are_those_of_its_metrics(kind: str
     page = parsed(render(record))
     assert "C-index" in page.section("answer")
     assert "C-index" in page.section("by-site")
+    over_time = figures(record)["over_time"]
+    alive = table[["survival_250", "survival_600"]].mean()
+    assert [1 - row["predicted"] for row in over_time["horizons"]] == pytest.approx(alive.tolist(), abs=1e-5)
+    assert "Measures at each horizon on test persons" in page.section("over-time")
+    assert page.section("over-time").count("predicted risk") >= 2
+    assert "report.html#over-time" in report_facts(record)["calibration"].pointers
     assert "probability of no event by 250, 600 days" in model_card(record)
 
 

@@ -252,3 +252,45 @@ def test_runs_of_places_hold_enough_persons_and_are_in_order() -> None:
         assert all(row[run].sum() >= 4 for run in runs) or row.sum() < 4
     assert merged(np.zeros(3, int), 4) == []
     assert BINS % 2 == 0
+
+
+def test_what_the_report_draws_over_time_is_kaplan_meier_and_the_mean_prediction_of_the_pooled_persons() -> None:
+    task, sites = make_task(study_of()), [persons(n, seed) for seed, n in enumerate((150, 40, 260))]
+    counts = add_counts([task.counts(*site) for site in sites])
+    assert task.over_time is not None
+    found = task.over_time(counts)
+    assert found is not None
+    peer = KaplanMeierFitter().fit(TIME, EVENT, timeline=EDGES, alpha=0.05)
+    np.testing.assert_allclose(found["observed"], peer.survival_function_.to_numpy()[:, 0], rtol=1e-10)
+    limits = peer.confidence_interval_.to_numpy()
+    np.testing.assert_allclose(np.stack([found["low"], found["high"]], 1)[:-1], limits[:-1], rtol=1e-8)
+    alive = alive_of(OUTPUT)
+    np.testing.assert_allclose(found["predicted"], alive.mean(0), rtol=1e-10)
+    assert [row["time"] for row in found["horizons"]] == HORIZONS
+    at = [EDGES.index(h) for h in HORIZONS]
+    np.testing.assert_allclose([row["predicted"] for row in found["horizons"]], 1 - alive.mean(0)[at], rtol=1e-10)
+    assert np.trapezoid(found["brier"], EDGES) / (EDGES[-1] - EDGES[0]) == pytest.approx(task.metrics(counts)["ibs"], rel=1e-12)
+
+
+def test_groups_of_risk_hold_all_persons_in_order_and_their_observed_risk_is_kaplan_meier() -> None:
+    task = make_task(study_of())
+    assert task.over_time is not None
+    found = task.over_time(task.counts(OUTPUT, LABEL))
+    assert found is not None
+    groups, risk, bins = found["groups"], 1 - alive_of(OUTPUT)[:, LAST], binned_risk(OUTPUT)
+    assert sum(g["persons"] for g in groups) == len(TIME)
+    assert [g["predicted"] for g in groups] == sorted(g["predicted"] for g in groups)
+    assert all(g["events"] >= 5 for g in groups)
+    order = np.argsort(bins, kind="stable")
+    rows = np.split(order, np.cumsum([g["persons"] for g in groups])[:-1])
+    for group, own in zip(groups, rows, strict=True):
+        peer = KaplanMeierFitter().fit(TIME[own], EVENT[own])
+        assert group["observed"] == pytest.approx(1 - float(peer.predict(EDGES[LAST])), abs=1e-10)
+        assert group["predicted"] == pytest.approx(float(risk[own].mean()), abs=0.01)  # what the bins of the risk cost
+
+
+def test_nothing_is_drawn_over_time_where_no_site_tells_of_times() -> None:
+    task = make_task(study_of())
+    none = {name: np.zeros_like(value) for name, value in task.counts(OUTPUT, LABEL).items()}
+    assert task.over_time is not None
+    assert task.over_time(none) is None
