@@ -18,6 +18,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from fedml.cohort.standard import unscaled
 from fedml.contract.disclosure import trust_text
 from fedml.errors import InputError, NotBuilt
 from fedml.experiments.runs.record import Record
@@ -200,7 +201,7 @@ def _preprocessing(study: Study) -> FactRow:
     source = "sums over the training persons of all sites"
     if study.privacy.unit != "none":
         source = "noised sums over the training persons"
-    own, modalities = (*study.cohort.by_site, *study.cohort.standardised("centre")), modalities_of(study)
+    own, modalities = (*study.cohort.by_site, *unscaled(study)), modalities_of(study)
     columns = [*(m.words.columns for m in modalities if m.name not in own), *(["the outcome"] if study.traits.standardised else [])]
     how = f"by mean and standard deviation, from {source}"
     if study.privacy.unit != "none" and study.privacy.statistics == "stated":

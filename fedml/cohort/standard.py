@@ -18,6 +18,12 @@ Values = npt.NDArray[np.float64]
 _BLOCK = 1 << 22  # values at once: 32 MiB
 
 
+def unscaled(study: Study) -> tuple[str, ...]:
+    """The inputs whose numbers keep their units, less the mean of all sites (``[cohort] standardise = "centre"``)."""
+    tables = ("clinical", "omics", "radiomics")
+    return tuple(name for name in study.cohort.inputs if name in tables) if study.cohort.standardise == "centre" else ()
+
+
 def standardise_site(cohort: Cohort, study: Study, smallest: int, *, new: bool = False) -> Cohort:
     """``cohort`` with each number of ``study.cohort.by_site`` standardised by its own persons; codes of categories stay.
 

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from fedml.cohort.persons import Cohort
+from fedml.cohort.standard import unscaled
 from fedml.modalities.modality import Array, require, table_sums
 from fedml.modalities.registry import inputs_of
 from fedml.study.study import Study
@@ -40,8 +41,8 @@ def cohort_sums(cohort: Cohort, task: str, smallest: int = 1, without: Collectio
 def neutral_constants(study: Study) -> dict[str, torch.Tensor]:
     """Constants that follow from the study alone, by buffer name: mean 0 and standard deviation 1 of the inputs that each site
     standardises itself (``fedml.cohort.standard``), standard deviation 1 of those that keep their units."""
-    own, unscaled = study.cohort.by_site, study.cohort.standardised("centre")
-    sizes = {name: len(getattr(study.cohort, name).columns) for name in (*own, *unscaled)}
+    own, kept = study.cohort.by_site, unscaled(study)
+    sizes = {name: len(getattr(study.cohort, name).columns) for name in (*own, *kept)}
     means = {f"preprocess.{name}.mean": torch.zeros(sizes[name]) for name in own}
     return means | {f"preprocess.{name}.std": torch.ones(columns) for name, columns in sizes.items()}
 

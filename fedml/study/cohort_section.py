@@ -299,8 +299,7 @@ class Cohort(Inputs):
     split_key: str = Field(default="", description="key of the hash of ids that assigns persons to parts; empty: the study's seed")
     standardise: Literal["all", "site", "centre"] = Field(
         default="all",
-        description="whose training persons' mean and SD standardise numbers (clinical, omics, radiomics): all sites', or a site's own; "
-        "centre: numbers keep their units, less the mean of all sites",
+        description="mean and SD of numbers (clinical, omics, radiomics): of all sites, of a site's own persons; centre: units stay",
     )
 
     @property
@@ -334,11 +333,7 @@ class Cohort(Inputs):
     @property
     def by_site(self) -> tuple[str, ...]:
         """The inputs that each site standardises by its own training persons."""
-        return self.standardised("site")
-
-    def standardised(self, how: str) -> tuple[str, ...]:
-        """The inputs to which ``standardise`` applies, if it is ``how``."""
-        return tuple(name for name in self.inputs if name in ("clinical", "omics", "radiomics")) if self.standardise == how else ()
+        return tuple(name for name in self.inputs if name in ("clinical", "omics", "radiomics")) if self.standardise == "site" else ()
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -367,7 +362,7 @@ class Cohort(Inputs):
         for name in Inputs.model_fields:
             if name not in self.inputs and getattr(self, name) not in (None, Variants()):
                 raise ValueError(f'[cohort.{name}] is given but inputs does not list "{name}"')
-        if (how := self.standardise) != "all" and not self.standardised(how):
+        if (how := self.standardise) != "all" and not {"clinical", "omics", "radiomics"} & set(self.inputs):
             raise ValueError(f'standardise = "{how}" is built for clinical, omics and radiomics, and inputs lists none; remove standardise')
         if len(set(self.targets)) < len(self.targets):
             raise ValueError("a column is listed twice in target")
