@@ -316,10 +316,11 @@ def test_checklists_and_card_point_into_the_page(kind: str, records: dict[str, R
     for place in places:
         resolve_in_run(run, place)
     assert ("intervals" in facts) == (kind not in ("failed", "noised"))
-    assert ("calibration" in facts) == (kind in ("two_classes", "three_classes", "private", "missing"))
+    assert ("calibration" in facts) == (kind in ("two_classes", "three_classes", "private", "missing", "survival"))
     assert bool(places) == bool(facts)
     card = model_card(record, facts)
-    assert ("report.html#calibration" in card) == ("calibration" in facts)
+    place = "over-time" if kind == "survival" else "calibration"
+    assert (f"report.html#{place}" in card) == ("calibration" in facts)
 
 
 def test_the_command_writes_the_page_or_says_why_not(records: dict[str, Record], tmp_path: Path) -> None:
