@@ -355,7 +355,7 @@ def _note(run_folder: Path, console: Console) -> None:
 
     try:
         if note_audit(run_folder):
-            console.print("[dim]recorded in MLflow with the claim[/dim]")
+            console.print("recorded in MLflow with the claim", style="dim")
     except Exception as error:
         console.print(f"the audit could not be recorded in MLflow ({error}); it is in {run_folder}/audit.json", soft_wrap=True)
 

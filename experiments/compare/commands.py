@@ -56,7 +56,7 @@ def evaluate(
     console.print(evaluated_table(record, rows))
     for text in _privacy(record):
         console.print(text, soft_wrap=True)
-    console.print(f"[dim]record: {run}[/dim]", soft_wrap=True)
+    console.print(f"record: {run}", style="dim", soft_wrap=True)
     tracked = _tracked(run, record) if track else None
     if as_json:
         body: dict[str, Any] = {

@@ -35,12 +35,12 @@ class Launched:
 
 
 def make_console(as_json: bool) -> Console:
-    """Standard output, or standard error if standard output is for JSON."""
+    """Standard output, or standard error if standard output is for JSON. Brackets in a text, such as `[model]`, are printed as they are."""
     from rich.console import Console
 
     stream = sys.stderr if as_json else sys.stdout
     # Without a terminal, tables may be wider than 80 columns.
-    return Console(stderr=as_json, highlight=False, width=None if stream.isatty() else 140)
+    return Console(stderr=as_json, highlight=False, markup=False, width=None if stream.isatty() else 140)
 
 
 def load_study(path: Path, changes: list[str] | None, seed: int | None) -> Study:
@@ -173,7 +173,7 @@ def closing_line(launched: Launched, console: Console) -> None:
     from fedml.runs.log import UNFINISHED
 
     outcome = launched.outcome
-    console.print(f"[dim]{outcome.status} in {outcome.seconds:.1f} s; record: {outcome.run}[/dim]", soft_wrap=True)
+    console.print(f"{outcome.status} in {outcome.seconds:.1f} s; record: {outcome.run}", style="dim", soft_wrap=True)
     if (kept := outcome.run / UNFINISHED).exists():
         done = max((event.round for event in outcome.events if isinstance(event, Round)), default=0)
         console.print(

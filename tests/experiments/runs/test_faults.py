@@ -20,10 +20,11 @@ from flwr.app import Context, Message, RecordDict
 from fedml.clients.gate.local import app as client_app
 from fedml.clients.work.client import reason_of
 from fedml.errors import InputError, Reason, RunError, sentence_of
-from fedml.experiments.runs.run import new_run
+from fedml.experiments.runs.launch import Launched, closing_line, make_console
+from fedml.experiments.runs.run import Outcome, new_run
 from fedml.flower.grid import InProcessGrid
-from fedml.runs.events import Round
-from fedml.runs.log import emit, load_model, read_log
+from fedml.runs.events import NO_FINAL, Round
+from fedml.runs.log import UNFINISHED, emit, load_model, read_log
 from fedml.strategies.rounds import run_study
 from fedml.wire.records import ARRAYS, array_record, pack, unpack_tensors
 from tests.command import command
@@ -229,3 +230,15 @@ def test_an_error_whose_text_cannot_be_made_is_none_of_them() -> None:
 
     silent = type("Silent", (RuntimeError,), {"__str__": told})("oslo-017")
     assert reason_of(silent) is Reason.INTERNAL
+
+
+def test_brackets_of_a_text_are_printed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The last lines of a run that failed name a key, whose section is in brackets, and paths, which may have some."""
+    run = tmp_path / "[a]"
+    run.mkdir()
+    (run / UNFINISHED).touch()
+    outcome = Outcome(run, "failed", "why", NO_FINAL, [], 1.0)
+    closing_line(Launched(make_study(), outcome, None), make_console(False))
+    said = capsys.readouterr().out
+    assert f"record: {run}" in said
+    assert "names the file in [model] start goes on from them" in said
