@@ -14,6 +14,7 @@ import argparse
 import json
 import tempfile
 import time
+import tomllib
 from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
@@ -33,12 +34,12 @@ CATEGORIES = {"arm": ["A", "B"], "coin": ["h", "t"]}  # the coin has no effect
 Seen = dict[str, list[bool]]
 
 
-def study_of(task: str, target: Any, **sections: Any) -> Study:
-    """A study over the three sites."""
+def study_of(model: str, target: Any, **sections: Any) -> Study:
+    """A study over the three sites. ``model``: its section, as TOML."""
     plan = {
         "study": {"name": "coverage", "question": "coverage", "purpose": "DUO:0000042", "seed": 1},
         "cohort": {"inputs": ["clinical"], "target": target, "clinical": {"columns": ["age", "arm", "coin"], "categories": CATEGORIES}},
-        "model": {"task": task}, "federation": {"sites": [f"s{at}" for at in range(len(SIZES))]}, **sections,
+        "model": tomllib.loads(model), "federation": {"sites": [f"s{at}" for at in range(len(SIZES))]}, **sections,
     }  # fmt: skip
     return validate(Study, plan, "coverage")
 
@@ -53,7 +54,7 @@ def survival_study(groups: str, cox: list[str] | None = None) -> Study:
         "curves": {"groups": groups},
     }
     times |= {"cox": {"covariates": cox, "baseline": "site"}} if cox else {}
-    return study_of("survival", {"time": "time", "event": "event"}, survival=times)
+    return study_of('task = "survival"', {"time": "time", "event": "event"}, survival=times)
 
 
 def write(folder: Path, number: int) -> list[dict[str, str]]:
@@ -131,7 +132,7 @@ def survival(nodes: list[dict[str, str]], seen: Seen) -> None:
 def weighted(nodes: list[dict[str, str]], seen: Seen) -> None:
     """The effect of a treatment that depends on age and site; weights for everyone, for the treated and of overlap."""
     for estimand in ("ate", "att", "overlap"):
-        study = study_of("regression", "y", treatment={"column": "arm", "covariates": ["age"], "estimand": estimand})
+        study = study_of('task = "regression"', "y", treatment={"column": "arm", "covariates": ["age"], "estimand": estimand})
         found = analyse(study, nodes, "confounded", "glm")["treatment"]
         seen[f"treatment, weighted, {estimand}"].append(holds(found["weighted"], EFFECT))
     seen["treatment, crude (is biased)"].append(holds(found["crude"], EFFECT))
