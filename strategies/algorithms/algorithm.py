@@ -85,7 +85,7 @@ class SiteEnd:
 
     returns: Mapping[str, Arrays]
     keeps: Mapping[str, Arrays]
-    update: Arrays | None = None
+    update: Arrays | None
 
 
 @dataclass(frozen=True)
@@ -175,7 +175,7 @@ def keep_mean(state: StepState, folded: Folded) -> tuple[StepState, Arrays]:
 
 def nothing_more(trained: Mapping[str, torch.Tensor], steps: int) -> SiteEnd:
     """``finish`` of a site's part without returned records and state."""
-    return SiteEnd({}, {})
+    return SiteEnd({}, {}, None)
 
 
 def plain_site(received: Received) -> SiteWork:

@@ -85,13 +85,13 @@ def _site(received: Received) -> SiteWork:
 
     def finish(trained: Mapping[str, torch.Tensor], steps: int) -> SiteEnd:
         if not steps:
-            return SiteEnd({CHANGE: {name: torch.zeros_like(value) for name, value in local.items()}}, {CONTROL: local})
+            return SiteEnd({CHANGE: {name: torch.zeros_like(value) for name, value in local.items()}}, {CONTROL: local}, None)
         change, following = dict[str, torch.Tensor](), dict[str, torch.Tensor]()
         for name, before in local.items():
             gradient = (received.start[name].double() - trained[name].double()) / (steps * received.training.lr)
             following[name] = (gradient - correction[name].double()).float()  # double precision, because the two models are almost equal
             change[name] = following[name] - before
-        return SiteEnd({CHANGE: change}, {CONTROL: following})
+        return SiteEnd({CHANGE: change}, {CONTROL: following}, None)
 
     return SiteWork((hook,), finish, None)
 
