@@ -105,7 +105,8 @@ def _horizons(found: Found) -> str:
         rows.append([*cells, Number(pointer("scores", "all", "metrics", f"ratio_{name}"), "estimate"), Number(pointer(*at, "brier"))])
     unit = found["over_time"]["unit"]
     heads = [unit, "AUROC", "predicted risk", "observed risk", "95 %, low", "95 %, high", "observed / predicted", "Brier score"]
-    note = "Predicted: the mean over persons. Observed: one minus Kaplan-Meier. AUROC and Brier score are weighted for censoring."
+    note = "Predicted: the mean over persons. Observed: one minus Kaplan-Meier. AUROC and Brier score are weighted for censoring; "
+    note += "missing where nobody is observed until then."
     return table(found, f"Measures at each horizon on {PARTS[found['part']]} persons of all sites", heads, rows, note)
 
 
@@ -120,6 +121,6 @@ def _groups(found: Found) -> str:
     note = (
         f"From the lowest risk to the highest, by {known['horizon']:,g} {known['unit']}. Where data are not public, a site puts the times "
         "and risks of few persons together, so these numbers are approximate. "
-        "No limits: everybody who was left had the event, or nobody has had it."
+        "No limits: everybody who was left had the event, or nobody has had it. No observed risk: nobody is observed until then."
     )
     return table(found, "Calibration by group of risk", heads, rows, note)

@@ -19,7 +19,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from fedml.errors import NotBuilt
 from fedml.study.survival_section import Survival
 from fedml.tasks.counts import add_counts
 from fedml.tasks.interval_tools import Interval, Parts, no_interval, quantile, student
@@ -30,7 +29,8 @@ Found = Mapping[str, npt.NDArray[Any]]
 
 
 def curves(times: npt.NDArray[Any]) -> tuple[Floats, Floats, Floats]:
-    """Kaplan-Meier of no event and of no censoring at the end of each place, and of no censoring before it: each (places,).
+    """Kaplan-Meier of no event and of no censoring at the end of each place, and of no censoring before it: each (places,). After the last
+    person, unless that one had the event, the survival is not known: NaN.
 
     Args:
         times: (2, places) persons who are censored, and with the event.
@@ -41,20 +41,24 @@ def curves(times: npt.NDArray[Any]) -> tuple[Floats, Floats, Floats]:
     left = at_risk - event  # events come before censoring at the same time
     free = np.cumprod(1 - np.divide(censored, left, out=np.zeros_like(left), where=left > 0))
     free[-1] = free[-2] if len(free) > 1 else 1.0
+    survival = np.where((at_risk > 0) | (survival == 0), survival, np.nan)
     return survival, free, np.concatenate([[1.0], free[:-1]])
 
 
 def _inverse(value: Floats) -> Floats:
+    """1 / ``value``; 0 where it is 0, as before no event: who has one was observed until then."""
     return np.divide(1, value, out=np.zeros_like(value), where=value > 0)
 
 
 def brier(counts: Found, scored: tuple[int, ...]) -> Floats:
-    """(scored,) the weighted Brier score at each scored place."""
+    """(scored,) the weighted Brier score at each scored place; NaN from the place on at which all who are left are censored: nobody stands
+    for them then."""
     _, free, before = curves(counts[TIMES])
+    left = free[list(scored)]
     beyond = np.stack([_beyond(len(free), place) for place in scored], 2)
     died = (counts[ALIVE2][1] * ~beyond[1] * _inverse(before)[:, None]).sum(0)
     missed = counts[TIMES][:, :, None] - 2 * counts[ALIVE] + counts[ALIVE2]  # sums of (1 - probability)^2
-    out: Floats = (died + (missed * beyond).sum((0, 1)) * _inverse(free[list(scored)])) / counts[TIMES].sum()
+    out: Floats = (died + (missed * beyond).sum((0, 1)) * np.where(left > 0, _inverse(left), np.nan)) / counts[TIMES].sum()
     return out
 
 
@@ -76,6 +80,22 @@ def _ibs(times: Survival) -> Callable[[Found, int | None], float]:
         return float(np.trapezoid(each, at) / (at[-1] - at[0])) if len(at) > 1 else float(each[0])
 
     return value
+
+
+def _ibs_interval(times: Survival) -> Callable[[Parts, int | None, float, tuple[int, int]], Interval]:
+    value, unit = _ibs(times), times.time_unit
+    scored = scored_places(times)
+
+    def find(parts: Parts, one: int | None, level: float, by: tuple[int, int]) -> Interval:
+        counts = add_counts(parts)
+        found = value(counts, None)
+        why = "the spread of Brier scores is not in the counts"
+        if math.isnan(found) and counts[TIMES].any():
+            first = scored[int(np.flatnonzero(np.isnan(brier(counts, scored)))[0])]
+            why = f"all persons who are left are censored by {times.edges[first]:g} {unit}; choose earlier horizons"
+        return no_interval(found, level, why)
+
+    return find
 
 
 def _ratio(concordant: float, comparable: float) -> float:
@@ -173,6 +193,8 @@ def _calibration_interval(place: int, scored: int) -> Callable[[Parts, int | Non
     def find(parts: Parts, one: int | None, level: float, by: tuple[int, int]) -> Interval:
         counts = add_counts(parts)
         value, survival = _calibration(place, scored)(counts, None), float(curves(counts[TIMES])[0][place])
+        if math.isnan(survival):
+            return no_interval(value, level, "nobody is observed until then")
         if math.isnan(value) or not 0 < survival < 1:
             return no_interval(value, level, "no person, or every person, has the event until then")
         event, n = counts[TIMES][1, : place + 1].astype(np.float64), np.cumsum(counts[TIMES].sum(0)[::-1])[::-1][: place + 1].astype(float)
@@ -208,7 +230,7 @@ def survival_measures(times: Survival) -> tuple[Measure, ...]:
             bounds=(0.0, 1.0), guess=0.5, counted=False, additive=False, brief=False,
         ),
         Measure(
-            name="ibs", of="all", value=_ibs(times), interval=NotBuilt("the spread of Brier scores is not in the counts"),
+            name="ibs", of="all", value=_ibs(times), interval=_ibs_interval(times),
             printed="integrated Brier score", axis="Brier",
             meaning=f"mean squared error of the predicted survival until {times.horizons[-1]:g} {times.time_unit}: 0 is perfect",
             bounds=None, guess=None, counted=False, additive=False, brief=True,

@@ -53,7 +53,7 @@ def survival_over_time(times: Survival, event: str, counts: Mapping[str, npt.NDA
 
 def kaplan_meier(times: npt.NDArray[Any], level: float) -> tuple[Floats, Floats, Floats]:
     """Survival at the end of each place and its log-log limits, each (places,); where nobody, or everybody, has had the event, and after
-    the last person, the limits are NaN.
+    the last person, the limits are NaN; after a last person without the event, so is the survival.
 
     Args:
         times: (2, places) persons who are censored, and with the event.

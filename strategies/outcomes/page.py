@@ -139,8 +139,8 @@ def _curves(run: Path, found: Mapping[str, Any], unit: str, event: str, interval
         if name in found:
             tests.append([label, found[name]["chi2"], found[name]["df"], found[name]["p"]])
     for row in found.get("differences", []):
-        tests.append([f"mean to {row['horizon']:g}: {row['group']} less {row['less']}, {row['estimate']:.6g} "
-                      f"({row['lower'] or math.nan:.6g} to {row['upper'] or math.nan:.6g})", None, None, row["p"]])  # fmt: skip
+        tests.append([f"mean to {row['horizon']:g}: {row['group']} less {row['less']}, {number(row['estimate'], 6)} "
+                      f"({number(row['lower'], 6)} to {number(row['upper'], 6)})", None, None, row["p"]])  # fmt: skip
     if tests:
         write_table(run / "tests.tsv", ["test", "chi2", "df", "p"], tests)
         parts.append(html_table(["test", "chi2", "df", "p"], [[r[0], number(r[1]), number(r[2]), p_value(r[3])] for r in tests], "Tests"))

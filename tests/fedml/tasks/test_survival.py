@@ -124,6 +124,30 @@ def test_brier_auroc_and_calibration_are_those_of_loops_over_the_pooled_persons(
     assert found["c_index_ipcw"] == pytest.approx(pairs[0] / pairs[1], rel=1e-10)
 
 
+def test_after_the_last_person_is_censored_there_is_no_brier_score_and_no_observed_risk() -> None:
+    """Before: the persons who are not known to be alive or dead counted as if the model were right about them."""
+    task, (output, label) = make_task(study_of()), persons(120, 3)
+    label[:, 0] = torch.where(label[:, 1] == 1, label[:, 0].clamp_max(EDGES.index(HORIZONS[0])), EDGES.index(HORIZONS[0]) + 1)
+    counts = task.counts(output, label)
+    assert task.over_time is not None
+    found = task.over_time(counts)
+    assert found is not None
+    there = np.array(EDGES) < EDGES[EDGES.index(HORIZONS[0]) + 1]
+    np.testing.assert_array_equal(np.isfinite(found["brier"]), there)
+    place = np.array(EDGES) <= EDGES[EDGES.index(HORIZONS[0]) + 1]
+    np.testing.assert_array_equal(np.isfinite(found["observed"]), place)
+    scores = task.metrics(counts)
+    assert np.isfinite(scores[f"ratio_{HORIZONS[0]:g}"])
+    assert np.isnan(scores[f"ratio_{HORIZONS[-1]:g}"])
+    assert np.isnan(scores["ibs"])
+    why = interval(counts, task, "ibs", seed=1).method
+    assert f"censored by {EDGES[EDGES.index(HORIZONS[0]) + 1]:g}" in why
+    assert "observed until then" in interval(counts, task, f"ratio_{HORIZONS[-1]:g}", seed=1).method
+    label[:, 1] = 1  # with all events known, nobody is missing: half of the squares
+    half = task.counts(torch.zeros_like(output), label)
+    assert np.isfinite(task.metrics(half)["ibs"])
+
+
 def test_log_losses_are_the_likelihood_of_hazards_and_their_gradient_adds_over_sites() -> None:
     hazard = 1 / (1 + np.exp(-(OUTPUT.numpy() - np.log(len(EDGES)))))
     total = 0.0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -211,3 +212,14 @@ def test_a_group_of_nobody_has_no_mean_and_one_site_no_clusters(tmp_path: Path) 
     assert found["curves"]["groups"]["B"]["restricted_mean"] == {"900": [None, None], "3000": [None, None]}
     assert found["curves"]["differences"] == []
     assert all("site" not in row and row["robust"]["error"] > 0 for row in found["cox"]["coefficients"])
+
+
+def test_groups_without_events_have_a_difference_of_nothing_and_no_nan_is_printed(tmp_path: Path) -> None:
+    drawn = Drawn(persons=(240,), silent=0)
+    write_sites(tmp_path, drawn)
+    found = run_job(study_of(drawn, curves={"groups": "arm"}), tmp_path, tmp_path / "run", "survival")["curves"]
+    assert found["differences"][0]["estimate"] == 0
+    files = [path for path in (tmp_path / "run").iterdir() if path.suffix in (".tsv", ".html", ".svg")]
+    assert len(files) > 2
+    for path in files:
+        assert "nan" not in re.findall(r"\w+", path.read_text().lower()), path.name
