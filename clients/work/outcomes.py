@@ -54,8 +54,8 @@ def analyse(request: Request, content: RecordDict) -> RecordDict:
         case Phase.REGRESSION:
             return _reply(_regression(request, people, given))
         case Phase.WEIGHTED:
-            z, weights = (people.x - given["centre"]) / given["scale"], _weights(request, people, given)
-            return _reply(treatment.site_sums(z, people.y, people.groups[1], weights, given["at"]))
+            z = (people.x - given["centre"]) / given["scale"]
+            return _reply(treatment.site_sums(z, people.y, people.groups[1], _weights(request, people, given), given["at"]))
     return _reply(_cox(request, people, given))
 
 
@@ -90,7 +90,7 @@ def check(request: Request, given: Mapping[str, Any]) -> None:
                     "outcome; merge levels, or leave a covariate out",
                 )
     if request.phase is Phase.WEIGHTED:
-        _check_weights(people, _weights(request, people, given), floor)
+        _check_weights(request, people, _weights(request, people, given), floor)
     if "edges" in given and request.phase is not Phase.GRID:
         cells = cells_of(request, CURVES if request.phase is Phase.TIMES else COX)
         if not grid.possible(cells, given["edges"]):
@@ -110,24 +110,34 @@ def _kinds(request: Request, people: Persons) -> tuple[Any, bool]:
     return people.y > 0, request.study.traits.label == "classes"
 
 
-def _weights(request: Request, people: Persons, given: Mapping[str, Any]) -> Floats:
+def _weights(request: Request, people: Persons, given: Mapping[str, Any]) -> treatment.Weights:
     plan = request.study.treatment
     assert plan is not None  # noqa: S101 - the form of the request was checked
     eta = given["beta_one"][0] + (people.x - given["centre"]) / given["scale"] @ given["beta_one"][1:]
-    weights = treatment.weights_of(eta, people.groups[1], plan.estimand, plan.trim)
-    if not np.isfinite(weights).all():
+    weights = treatment.weights_of(eta, people.groups[1], treatment.Weighing(plan.estimand, plan.trim))
+    if not all(np.isfinite(one).all() for one in weights):
         raise SiteError(Reason.NON_FINITE, "at these coefficients a weight cannot be computed")
     return weights
 
 
-def _check_weights(people: Persons, weights: Floats, floor: int) -> None:
-    for mask in people.groups:
-        own = weights[mask]
-        kept = int((own > 0).sum())
-        if 0 < kept < floor or 0 < len(own) - kept < floor:
-            raise SiteError(Reason.TOO_FEW, f"a treatment has fewer than {floor} persons (min_count) within, or beyond, [treatment] trim")
-        if floor > 1 and kept and effective_persons(own) < max(floor, _FEWEST_SHARE * kept):
-            raise SiteError(Reason.TOO_FEW, "at these coefficients the weighted sums would be about few persons")
+def _check_weights(request: Request, people: Persons, weights: treatment.Weights, floor: int) -> None:
+    kept, y = weights.weight > 0, people.y
+    values = [y == 0, y == 1] if request.study.traits.label == "classes" else [np.ones(len(y), bool)]
+    masks = np.vstack([np.ones((1, len(y)), bool), people.levels]).astype(np.int64)
+    for arm in people.groups:
+        # Weighted sums tell of each level and outcome of those who are left; the counts, of how many are not.
+        counts = np.concatenate([*(masks @ (arm & kept & value) for value in values), [int((arm & ~kept).sum())]])
+        if ((counts > 0) & (counts < floor)).any():
+            raise SiteError(
+                Reason.TOO_FEW,
+                f"a treatment, or a level of a covariate in it, has fewer than {floor} persons (min_count) of one outcome, or within, or "
+                "beyond, [treatment] trim; merge levels, leave a covariate out, or choose another trim",
+            )
+        # Where all weights are nearly alike, their derivatives may still be those of one person.
+        for one in weights if floor > 1 and (arm & kept).any() else ():
+            own = np.abs(one[arm & kept])
+            if own.any() and effective_persons(own) < max(floor, _FEWEST_SHARE * len(own)):
+                raise SiteError(Reason.TOO_FEW, "at these coefficients the weighted sums would be about few persons")
 
 
 def _counts(request: Request, people: Persons, edges: Any) -> Any:
@@ -255,7 +265,7 @@ def leaving_sets(request: Request, given: Mapping[str, Any]) -> list[list[str]]:
     trimming; of a table, who has each level."""
     if request.phase is Phase.WEIGHTED:
         people, cohort = analysed(request.manifests, request.study), load_cohort(request.manifests, request.study)
-        kept = _weights(request, people, given) > 0
+        kept = _weights(request, people, given).weight > 0
         return [[cohort.ids[row] for row in people.rows[mask & kept]] for mask in people.groups if (mask & kept).any()]
     if request.phase is Phase.DESCRIPTION:
         ids = load_cohort(request.manifests, request.study).ids

@@ -15,8 +15,8 @@ covariates, K = 1 + C (the intercept first), R rows of the table, B bins and lev
     alone        -> edges, of survival                estimate, covariance, fitted
     regression   -> design, beta_one, robust          gradient_one, information_one, meat_one, log_likelihood, squares
     description  -> limits                            table, bins
-    weighted     -> design, beta_one, at              counts, columns, crude, arms (``fedml.analytics.treatment``); at: near the means
-                                                      of the outcome in both arms
+    weighted     -> design, beta_one, at              counts, columns, crude, arms, slope, cross (``fedml.analytics.treatment``); at:
+                                                      near the means of the outcome in both arms
 
 ``design``: centre and scale (C,) of the covariates.
 """
@@ -69,6 +69,7 @@ REPLY: dict[Phase, Form] = {
     Phase.DESCRIPTION: {"table": ("float64", ("G", "R")), "bins": ("int64", ("G", "Q", BINS))},
     Phase.WEIGHTED: {
         "counts": ("int64", (2, 2)), "columns": ("float64", (3, 2, "C")), "crude": ("float64", (2, 2)), "arms": ("float64", (2, 4)),
+        "slope": ("float64", (2, "K")), "cross": ("float64", (2, "K")),
     },
 }  # fmt: skip
 SECTIONS: dict[Phase, str] = {

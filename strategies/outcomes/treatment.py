@@ -55,14 +55,17 @@ def _compare(work: Work) -> dict[str, Any]:
 
     def sums(at: Any) -> Arrays:
         each = list(work.take(Phase.WEIGHTED, {**asked, "at": at}).values())
+        for k, s in enumerate(each):
+            s.update({name: places.vector(s[name].T, k).T for name in ("slope", "cross")})
         total: Arrays = {name: np.sum([s[name] for s in each], axis=0) for name in each[0]}
         if (total["counts"][:, 1] == 0).any() or not (total["arms"][:, 0] > 0).all():
             raise RunError("nobody of a treatment is left within [treatment] trim; choose a smaller one.")
         return total
 
-    at = treatment.arms_of(sums(np.zeros(2)), np.zeros(2)).mean  # asked again about the means, or a large mean would cost digits
+    first = sums(np.zeros(2))["arms"]
+    at = first[:, 2] / first[:, 0]  # asked again about the means, or a large mean would cost digits
     total = sums(at)
-    arms = treatment.arms_of(total, at)
+    arms = treatment.arms_of(total, at, fitted.information, fitted.meat)
     turn = units(places, design)
     rows = rows_of(names, turn @ fitted.beta, {"model": turn @ glm.variances(fitted) @ turn.T}, plan.level)
     binary, counts, weights = study.traits.label == "classes", total["counts"], total["arms"]
@@ -73,7 +76,7 @@ def _compare(work: Work) -> dict[str, Any]:
         "arms": [
             {"level": level, "persons": int(counts[k, 0]), "trimmed": int(counts[k, 0] - counts[k, 1]),
              "effective": float(weights[k, 0] ** 2 / weights[k, 1]), "crude_mean": arms.crude[k], "mean": arms.mean[k],
-             "error": float(np.sqrt(arms.variance[k]))}
+             "error": float(np.sqrt(arms.covariance[k, k]))}
             for k, level in enumerate((control, label))
         ],
         "measure": "risk" if binary else "mean", **treatment.effects(arms, plan.level, binary=binary), "steps": fitted.steps,
@@ -108,8 +111,8 @@ def _parts(run: Path, study: Study, found: dict[str, Any]) -> list[str]:
     trimmed = f" Left out by their score, below {found['trim']:g} or above {1 - found['trim']:g}: see the table." if found["trim"] else ""
     text = (
         f"{found['outcome']} of {treated} less {control}, in {OF[found['estimand']]} ({found['estimand'].upper()} weights), "
-        f"{sum(found['sites'].values())} persons.{trimmed} Standard errors are robust (HC0) and treat the propensity score as known"
-        f"{'; in large samples that is conservative' if found['estimand'] == 'ate' else ''}. The comparison is of treatments alone "
+        f"{sum(found['sites'].values())} persons.{trimmed} Standard errors are robust and allow for the propensity score being "
+        "estimated. The comparison is of treatments alone "
         f"only if every common cause of treatment and outcome is in the propensity model: {', '.join(_covariates(study))}."
     )
     arms: page.Rows = [[a["level"], a["persons"], a["trimmed"], page.number(a["effective"]), page.number(a["crude_mean"]),

@@ -185,6 +185,38 @@ def test_weights_that_single_out_persons_are_refused(centre: Centre) -> None:
     assert len([p for p, _ in centre.answered if p == "weighted"]) == 4
 
 
+def test_weights_that_are_alike_but_whose_derivatives_single_out_a_person_are_refused(centre: Centre) -> None:
+    """With everyone's score near 1, all weights of the treated are 1, and their residuals are those of the one whose score is lower."""
+
+    def far(table: pd.DataFrame) -> None:
+        table.loc[np.argmax(table.arm == "B"), "age"] = -60
+
+    table = change(centre.folder, "clinical", far)
+    own = comparison("treated", estimand="att")
+    approve(centre.state, own, "Dr. Test")
+    control = np.exp(20 + 0.8 * (table.age[table.arm == "A"] - 60) / 10)
+    assert control.sum() ** 2 / (control**2).sum() > 100  # the weights themselves are of many persons
+    assert ask(centre, "weighted", 0, 1, own, **weighted([20.0, 0.8, 0.0])) == "too-few-persons"
+    assert ask(centre, "weighted", 0, 1, own, **weighted([0.0, 0.01, 0.0])) == ""
+
+
+def test_a_level_of_which_few_have_one_outcome_in_one_treatment_is_refused(centre: Centre) -> None:
+    """Sums of each level and treatment of the outcome would tell who has it."""
+    classes = {"task": "classification", "target": "b"}
+    clinical = pd.read_csv(centre.folder / "clinical.csv")
+
+    def rare(table: pd.DataFrame) -> None:
+        there = ((clinical.arm == "B") & (clinical.sex == 1)).to_numpy()
+        table.loc[there, "b"] = 0
+        table.loc[np.flatnonzero(there)[:2], "b"] = 1
+
+    change(centre.folder, "persons", rare)
+    own = study_of(DRAWN, name="rare", **classes, treatment={**TREATMENT, "covariates": ["age", "sex"]})
+    approve(centre.state, own, "Dr. Test")
+    assert ask(centre, "weighted", 0, 1, own, **weighted([0.0, 0.01, 0.0])) == "too-few-persons"
+    assert centre.journal()[-1]["reason"] == "too-few-persons"
+
+
 def test_trimming_that_differs_by_few_persons_is_refused(centre: Centre) -> None:
     """The difference of two trimmed sums would be those between the two bounds; few beyond one are refused too."""
     table = pd.read_csv(centre.folder / "clinical.csv")
