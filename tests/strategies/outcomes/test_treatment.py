@@ -53,7 +53,7 @@ def test_intervals_cover_the_true_effect_and_the_crude_ones_do_not(tmp_path: Pat
     for estimand, (estimate, error, lower, upper, _, _, crude_lower, crude_upper) in zip(estimands, results, strict=True):
         covered, crude = ((low <= 0.5) & (high >= 0.5) for low, high in ((lower, upper), (crude_lower, crude_upper)))
         print(estimand, covered.mean(), crude.mean(), estimate.mean(), estimate.std(), error.mean())
-        assert covered.mean() >= 0.93  # conservative: above 0.97 is no fault
+        assert 0.91 <= covered.mean() <= 0.985  # of 200, within 2.6 standard errors of 0.95
         assert crude.mean() < 0.2
         assert abs(estimate.mean() - 0.5) < 4 * estimate.std() / np.sqrt(len(estimate))
 
