@@ -60,7 +60,8 @@ def write_sites(folder: Path, drawn: Drawn = Drawn()) -> pd.DataFrame:
         place = folder / "sites" / f"s{number}"
         place.mkdir(parents=True)
         table[["id", "time", "event", "entry", "y", "b", "count", "exposure"]].to_csv(place / "persons.csv", index=False)
-        table[["id", "age", "sex", "arm", "stage", "cell"]].to_csv(place / "clinical.csv", index=False)
+        table["w"] = np.random.default_rng([drawn.seed, number, 9]).uniform(0.2, 3.0, n).round(2)
+        table[["id", "age", "sex", "arm", "stage", "cell", "w"]].to_csv(place / "clinical.csv", index=False)
         data = 'persons = "persons.csv"\nclinical = { path = "clinical.csv" }\n'
         (place / "site.toml").write_text(f'[site]\nname = "s{number}"\n[data]\n{data}{drawn.policy}')
         parts.append(table.assign(site=number))
@@ -78,6 +79,7 @@ def study_of(drawn: Drawn = Drawn(), *, until: float = 3000.0, **sections: Any) 
     if drawn.entry:
         target["entry"] = "entry"
     task, more = sections.pop("task", "survival"), sections.pop("more", {})
+    extra = sections.pop("columns", ())
     survival = {
         "time_unit": "days",
         "grid": f"{drawn.step:g} days",
@@ -89,7 +91,7 @@ def study_of(drawn: Drawn = Drawn(), *, until: float = 3000.0, **sections: Any) 
     plan = {
         "study": {"name": sections.pop("name", "trial"), "question": "Which arm lives longer?", "purpose": "DUO:0000042", "seed": 1},
         "cohort": {"inputs": ["clinical"], "target": sections.pop("target", target),
-                   "clinical": {"columns": ["age", "sex", "arm", "stage", "cell"], "categories": CATEGORIES}, **more},
+                   "clinical": {"columns": ["age", "sex", "arm", "stage", "cell", *extra], "categories": CATEGORIES}, **more},
         "model": {"task": task},
         "federation": {"sites": [f"s{n}" for n in range(len(drawn.persons))]},
         **({"survival": survival} if task == "survival" else {}),

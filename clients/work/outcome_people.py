@@ -35,7 +35,7 @@ FEW_VALUES = 5
 class Persons:
     """``rows`` of the cohort; raw ``x`` (persons, C); ``levels`` (levels, persons): of categories and columns of few values; ``groups``
     (groups, persons), of a comparison of treatments control and treated; ``times`` of a study of survival, else ``y`` (persons,) and, of
-    counts, ``offset`` (persons,)."""
+    counts, ``offset`` (persons,); case ``weights`` (persons,) of a Cox model that has them."""
 
     rows: Ints
     x: Floats
@@ -44,6 +44,7 @@ class Persons:
     times: Times | None
     y: Floats
     offset: Floats | None
+    weights: Floats | None
 
 
 def column_of(cohort: Cohort, study: Study, name: str) -> Floats:
@@ -71,6 +72,12 @@ def analysed(manifests: tuple[str, ...], study: Study) -> Persons:
             design.append(values)
         if category or len(own) <= FEW_VALUES:
             masks += [values == code for code in own]
+    cox = outcome_forms.section(study, "survival.cox")
+    weights = None if cox is None or cox.weights is None else column_of(cohort, study, cox.weights)
+    if weights is not None:
+        known = known & np.isfinite(weights)
+        own = np.unique(weights[np.isfinite(weights)])
+        masks += [weights == value for value in own] if len(own) <= FEW_VALUES else []  # sums of weights tell of the rarest
     groups = [everyone]
     if (curves := outcome_forms.section(study, "survival.curves")) is not None and curves.groups is not None:
         values = column_of(cohort, study, curves.groups)
@@ -87,7 +94,8 @@ def analysed(manifests: tuple[str, ...], study: Study) -> Persons:
     times = times_of(labels[rows]) if study.survival is not None else None
     counted = study.cohort.exposure is not None
     offset = np.log(labels[rows, 1]) if counted else None
-    return Persons(rows, x.astype(np.float64), levels, np.stack(groups)[:, rows], times, labels[rows, 0], offset)
+    return Persons(rows, x.astype(np.float64), levels, np.stack(groups)[:, rows], times, labels[rows, 0], offset,
+                   None if weights is None else weights[rows])  # fmt: skip
 
 
 def floor_of(request: Request) -> int:
@@ -114,10 +122,12 @@ def cells_of(request: Request, model: int) -> Cells:
         masks, kinds = people.groups, [event == code for code in range(1, len(study.cohort.time_to_event.codes))]
         split = np.ones(len(masks), bool)
     else:
+        plan = outcome_forms.section(study, "survival.cox")
         masks, kinds = np.vstack([everyone, people.levels]), [event == 1]
-        efron = outcome_forms.section(study, "survival.cox").ties == "efron"
-        kinds += [event != 1] if efron else []
-        split = np.array([True, *[efron] * len(people.levels)])
+        stay = plan.hazard == "subdistribution"
+        kinds += [event == 0, *(event == code for code in range(2, len(study.cohort.time_to_event.codes)))] if stay else []
+        kinds += [event != 1] if plan.ties == "efron" and not stay else []
+        split = np.array([True, *[stay or plan.ties == "efron"] * len(people.levels)])
         if floor > 1:
             most = max(read_site_once(m).manifest.policy.max_analyses for m in request.manifests)
             least = max(floor, math.ceil(STEPS * most / max(people.x.shape[1], 1)) + 1)

@@ -6,15 +6,15 @@ Nothing about a person is sent: counts and sums of intervals that hold nobody or
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 from flwr.app import RecordDict
 
-from fedml.analytics import cox, glm, grid, outcome_forms, treatment
-from fedml.analytics.cox import Followed, Plan
+from fedml.analytics import glm, grid, outcome_forms, treatment
 from fedml.clients.site.read import load_cohort
-from fedml.clients.work import describe
+from fedml.clients.work import describe, outcome_cox
 from fedml.clients.work.effective import effective_persons, few_effective
 from fedml.clients.work.outcome_people import COX, CURVES, Floats, Persons, analysed, cells_of, floor_of
 from fedml.clients.work.request import Request
@@ -24,7 +24,6 @@ from fedml.study.outcomes_section import FAMILIES
 from fedml.wire.records import ANALYSIS, Phase, array_record, pack, unpack
 
 PER_COEFFICIENT = 5  # persons of a site for each coefficient; of events, where a site is analysed alone
-OF_COX = (Phase.HAZARD, Phase.SCORE, Phase.MEANS, Phase.RESIDUALS)
 _FEWEST_SHARE = 0.02  # of the persons, by their weights in the sums of a Cox model
 
 
@@ -56,7 +55,10 @@ def analyse(request: Request, content: RecordDict) -> RecordDict:
         case Phase.WEIGHTED:
             z = (people.x - given["centre"]) / given["scale"]
             return _reply(treatment.site_sums(z, people.y, people.groups[1], _weights(request, people, given), given["at"]))
-    return _reply(_cox(request, people, given))
+        case Phase.CENSORING:
+            everyone = replace(people, groups=np.ones((1, len(people.rows)), bool))
+            return _reply({"counts": _counts(request, everyone, given["edges"])})
+    return _reply(outcome_cox.sums(request, people, given))
 
 
 def _reply(values: dict[str, Any]) -> RecordDict:
@@ -77,6 +79,7 @@ def check(request: Request, given: Mapping[str, Any]) -> None:
         raise SiteError(Reason.TOO_FEW, f"{persons} persons have every column of the analysis, min_count requires {floor}")
     if columns and persons < PER_COEFFICIENT * (columns + 1):
         raise SiteError(Reason.TOO_FEW, f"{persons} persons for {columns} columns of covariates; {PER_COEFFICIENT} for each are needed")
+    outcome_cox.check_weights(request, people)
     if request.phase not in (Phase.GRID, Phase.TIMES):
         kinds, binary = _kinds(request, people)
         # Sums of products of two columns tell how many have a level of both, and the same sums of residuals who of them has the outcome.
@@ -160,36 +163,9 @@ def _moments(request: Request, people: Persons) -> dict[str, Any]:
     total = int(people.y.sum()) if request.study.traits.label == "count" else int(event.sum())
     x = people.x
     moments = np.stack([np.full(x.shape[1], float(len(x))), x.sum(0), (x**2).sum(0), x[event].sum(0)])
-    return {"moments": moments, "persons": np.array([len(x)]), "events": np.array([total])}
-
-
-def _followed(people: Persons, given: Mapping[str, Any], x: Floats) -> Followed:
-    assert people.times is not None  # noqa: S101
-    at = grid.places(given["edges"])
-    return Followed(x, at[people.times.at_risk_from()], at[people.times.time], people.times.event == 1)
-
-
-def _cox(request: Request, people: Persons, given: Mapping[str, Any]) -> dict[str, Any]:
-    followed = _followed(people, given, (people.x - given["centre"]) / given["scale"])
-    beta, intervals, floor = given["beta"], int(given["edges"].sum()), floor_of(request)
-    eta, efron = followed.x @ beta, outcome_forms.section(request.study, "survival.cox").ties == "efron"
-    if np.abs(eta).max(initial=0.0) > 500:
-        raise SiteError(Reason.NON_FINITE, "at these coefficients a hazard cannot be computed")
-    if floor > 1 and effective_persons(np.exp(eta - eta.max(initial=0.0))) < max(floor, _FEWEST_SHARE * len(eta)):
-        raise SiteError(Reason.TOO_FEW, "at these coefficients the sums would be about few persons")
-    match request.phase:
-        case Phase.HAZARD:
-            risk, tied = cox.hazard_sums(followed, beta, intervals)
-            return {"risk": risk, "tied": tied if efron or not beta.any() else np.zeros_like(tied)}
-        case Phase.SCORE:
-            gradient, second = cox.score_sums(followed, beta, given["rise"], given["tie"], given["at"])
-            return {"gradient": gradient, "second": second}
-        case Phase.MEANS:
-            risk_x, tied_x = cox.mean_sums(followed, beta, intervals)
-            return {"risk_x": risk_x, "tied_x": tied_x if efron else np.zeros_like(tied_x)}
-    means = (given["at_event"], given["rise_x"], given["tie_x"])
-    residuals = cox.score_residuals(followed, beta, (given["rise"], given["tie"]), means)
-    return {"meat": residuals.T @ residuals, "total": residuals.sum(0)}
+    weights = np.where(event, 1.0, 0.0) if people.weights is None else np.where(event, people.weights, 0.0)
+    event_sum = np.concatenate([[weights.sum()], weights @ x])
+    return {"moments": moments, "persons": np.array([len(x)]), "events": np.array([total]), "event_sum": event_sum}
 
 
 def _alone(request: Request, people: Persons, edges: Any) -> dict[str, Any]:
@@ -204,13 +180,10 @@ def _alone(request: Request, people: Persons, edges: Any) -> dict[str, Any]:
     x = (people.x - people.x.mean(0)) / scale
     try:
         if people.times is not None:
-            plan = outcome_forms.section(request.study, "survival.cox")
-            followed = _followed(people, {"edges": edges}, x)
-            events = int(followed.event.sum())
-            if events < PER_COEFFICIENT * columns:
+            found = outcome_cox.alone(request, people, edges, x, PER_COEFFICIENT * columns)
+            if found is None:
                 return empty
-            found = cox.fit(followed, int(edges.sum()), Plan(plan.ties, plan.ridge, names))
-            beta, covariance = found.beta, cox.variances(found.information, plan.ridge, None)
+            beta, covariance = found
         else:
             family = FAMILIES[request.study.traits.label]
             cases = int(people.y.sum())
@@ -276,7 +249,8 @@ def leaving_sets(request: Request, given: Mapping[str, Any]) -> list[list[str]]:
     assert people.times is not None  # noqa: S101
     at, groups = grid.places(given["edges"]), people.groups if request.phase is Phase.TIMES else np.ones((1, len(people.rows)), bool)
     place = at[people.times.time]
-    codes = range(1, len(request.study.cohort.time_to_event.codes)) if request.phase is Phase.TIMES else (1,)
+    every = request.phase in (Phase.TIMES, Phase.CENSORING)
+    codes = range(1, len(request.study.cohort.time_to_event.codes)) if every else (1,)
     kinds = {"": np.ones(len(people.rows), bool)} | {f"event {code} of ": people.times.event == code for code in codes}
     last = int(given["edges"].sum()) - 1  # by whose end everyone has left and entered, but not had an event
     # Who has an event is compared with who has the same event: the name before an id makes it another person to the comparison.

@@ -2,9 +2,10 @@
 
     found = solve(Asked(hazard, score, means), events, event_sum, Plan("efron", 0.0, names))
 
-Notation, in each interval: d events; S0, S1 sums over persons at risk of w and w x, with w = exp(x'beta); D0, D1 the same over events. The
-derivatives are sums over persons once A = sum over l of 1 / (S0 - l/d D0) and B = sum over l of (l/d) / (S0 - l/d D0) are known, l from 0
-to d - 1 (Efron; Breslow has l/d = 0): so a site sends one vector and one matrix at each step, and of single intervals S0 and D0 alone. The
+Notation, in each interval: d events; S0, S1 sums over persons at risk of w and w x, with w = a exp(x'beta), a the person's case weight (1
+without weights); D0, D1 the same over events. The derivatives are sums over persons once A = sum over l of 1 / (S0 - l/d D0) and B = sum
+over l of (l/d) / (S0 - l/d D0) are known, l from 0 to d - 1, each times the mean a of the events (Efron; Breslow has l/d = 0; weights as
+in Therneau and Grambsch 2000, section 7.3): so a site sends one vector and one matrix a step, and of single intervals S0 and D0 alone. The
 sums S1 and D1, which the information needs, are sent once, at the solution. Until then the steps use the second moment without the
 square of the means, which is an upper bound of the information: with x centred at the mean of the events the steps still converge fast.
 """
@@ -42,6 +43,13 @@ class Means(NamedTuple):
     square: Floats
 
 
+class Deaths(NamedTuple):
+    """Each (strata, intervals): the ``number`` of events, and their mean case ``weight`` (1 without weights)."""
+
+    number: Floats
+    weight: Floats
+
+
 class Asked(NamedTuple):
     """What the sites are asked for, at standardised ``beta`` (columns,): S0 and D0 (strata, intervals); the gradient (columns,) and the
     second moment (columns, columns); S1 and D1 (strata, intervals, columns)."""
@@ -73,8 +81,8 @@ class Solved(NamedTuple):
     steps: int
 
 
-def solve(asked: Asked, events: Floats, event_sum: Floats, plan: Plan) -> Solved:
-    """The maximum of the partial likelihood. ``events`` (strata, intervals); ``event_sum`` (columns,): of standardised x over events.
+def solve(asked: Asked, events: Deaths, event_sum: Floats, plan: Plan) -> Solved:
+    """The maximum of the partial likelihood. ``event_sum`` (columns,): of a times standardised x over events.
 
     The second moment is corrected by what earlier steps showed of the square of the means (symmetric rank one: Nocedal and Wright 2006,
     section 6.2), so that the steps converge superlinearly.
@@ -142,30 +150,29 @@ def _shares(d: float, ties: Ties) -> Floats:
     return np.arange(int(d)) / d if ties == "efron" else np.zeros(int(d))
 
 
-def risk_weights(risk: Floats, tied: Floats, events: Floats, ties: Ties) -> Weights:
-    """``risk`` and ``tied``: S0 and D0, ``events``: d; each (strata, intervals), summed over the sites of a stratum."""
+def risk_weights(risk: Floats, tied: Floats, events: Deaths, ties: Ties) -> Weights:
+    """``risk`` and ``tied``: S0 and D0; each (strata, intervals), summed over the sites of a stratum."""
     rise, tie, logs = (np.zeros_like(risk) for _ in range(3))
-    for at in np.argwhere(events > 0):
-        s, k = at
-        share = _shares(events[s, k], ties)
+    for s, k in np.argwhere(events.number > 0):
+        share, mean = _shares(events.number[s, k], ties), events.weight[s, k]
         left = risk[s, k] - share * tied[s, k]
-        rise[s, k], tie[s, k], logs[s, k] = (1 / left).sum(), (share / left).sum(), np.log(left).sum()
+        rise[s, k], tie[s, k], logs[s, k] = mean * (1 / left).sum(), mean * (share / left).sum(), mean * np.log(left).sum()
     return Weights(rise, tie, logs)
 
 
-def means(sums: tuple[Floats, Floats], firsts: tuple[Floats, Floats], events: Floats, ties: Ties, at: Floats | None = None) -> Means:
+def means(sums: tuple[Floats, Floats], firsts: tuple[Floats, Floats], events: Deaths, ties: Ties, at: Floats | None = None) -> Means:
     """``sums``: S0 and D0 (strata, intervals); ``firsts``: S1 and D1 (strata, intervals, columns); ``at`` (intervals,): what each interval
     counts in ``square``; default 1."""
     (risk, tied), (risk_x, tied_x) = sums, firsts
     at_event, rise, tie = (np.zeros_like(risk_x) for _ in range(3))
     square = np.zeros((risk_x.shape[2],) * 2)
-    times = np.ones(events.shape[1]) if at is None else at
-    for s, k in np.argwhere(events > 0):
-        share = _shares(events[s, k], ties)[:, None]
+    times = np.ones(risk.shape[1]) if at is None else at
+    for s, k in np.argwhere(events.number > 0):
+        share, mean = _shares(events.number[s, k], ties)[:, None], events.weight[s, k]
         left = risk[s, k] - share * tied[s, k]
         m = (risk_x[s, k] - share * tied_x[s, k]) / left
-        at_event[s, k], rise[s, k], tie[s, k] = m.mean(0), (m / left).sum(0), (share * m / left).sum(0)
-        square += times[k] * (m.T @ m)
+        at_event[s, k], rise[s, k], tie[s, k] = m.mean(0), mean * (m / left).sum(0), mean * (share * m / left).sum(0)
+        square += times[k] * mean * (m.T @ m)
     return Means(at_event, rise, tie, square)
 
 
@@ -200,88 +207,3 @@ def variances(information_: Floats, ridge: float, meat: Floats | None) -> Floats
         found: Floats = bread @ meat @ bread
         return found
     return bread if not ridge else bread @ information_ @ bread
-
-
-# ---- the site's sums ----
-
-
-class Followed(NamedTuple):
-    """The persons of a site: standardised ``x`` (persons, columns), the places ``first`` and ``last`` (persons,) of their time at risk, and
-    whether they have the ``event`` (persons,)."""
-
-    x: Floats
-    first: npt.NDArray[np.int64]
-    last: npt.NDArray[np.int64]
-    event: npt.NDArray[np.bool_]
-
-
-def weights_of(people: Followed, beta: Floats) -> Floats:
-    """(persons,) exp(x'beta)."""
-    out: Floats = np.exp(people.x @ beta)
-    return out
-
-
-def hazard_sums(people: Followed, beta: Floats, intervals: int) -> tuple[Floats, Floats]:
-    """S0 and D0 (intervals,)."""
-    w = weights_of(people, beta)
-    return _over(people, w[:, None], intervals)[:, 0], _at_events(people, w[:, None], intervals)[:, 0]
-
-
-def mean_sums(people: Followed, beta: Floats, intervals: int) -> tuple[Floats, Floats]:
-    """S1 and D1 (intervals, columns)."""
-    wx = weights_of(people, beta)[:, None] * people.x
-    return _over(people, wx, intervals), _at_events(people, wx, intervals)
-
-
-def _over(people: Followed, values: Floats, intervals: int) -> Floats:
-    """The sums of ``values`` (persons, columns) over who is at risk in each interval."""
-    change = np.zeros((intervals + 1, values.shape[1]))
-    np.add.at(change, people.first, values)
-    np.subtract.at(change, people.last + 1, values)
-    # Summed from the last interval on, where few are left, so that no error of large sums remains in small ones.
-    return -np.cumsum(change[:0:-1], axis=0)[::-1]
-
-
-def _at_events(people: Followed, values: Floats, intervals: int) -> Floats:
-    out = np.zeros((intervals, values.shape[1]))
-    np.add.at(out, people.last[people.event], values[people.event])
-    return out
-
-
-def exposure(people: Followed, rise: Floats, tie: Floats) -> Floats:
-    """(persons,) what a person's w weighs in the derivatives: the sum of A over the time at risk, less B at an event."""
-    total = np.concatenate([[0.0], np.cumsum(rise)])
-    out: Floats = total[people.last + 1] - total[people.first] - np.where(people.event, tie[people.last], 0.0)
-    return out
-
-
-def score_sums(people: Followed, beta: Floats, rise: Floats, tie: Floats, event_weight: Floats) -> tuple[Floats, Floats]:
-    """The gradient (columns,) and the second moment (columns, columns). ``event_weight`` (intervals,): what x counts at an event; 1 in
-    the likelihood."""
-    weight = weights_of(people, beta) * exposure(people, rise, tie)
-    counted = np.where(people.event, event_weight[people.last], 0.0)
-    return (counted - weight) @ people.x, (people.x * weight[:, None]).T @ people.x
-
-
-def score_residuals(people: Followed, beta: Floats, weights: tuple[Floats, Floats], means_: tuple[Floats, Floats, Floats]) -> Floats:
-    """(persons, columns) score residuals (Therneau and Grambsch 2000, section 4.6; ties by Efron as in its appendix)."""
-    (rise, tie), (at_event, rise_x, tie_x) = weights, means_
-    total = np.concatenate([np.zeros((1, rise_x.shape[1])), np.cumsum(rise_x, axis=0)])
-    event = people.event[:, None]
-    drift = total[people.last + 1] - total[people.first] - np.where(event, tie_x[people.last], 0.0)
-    w = weights_of(people, beta)[:, None]
-    expected = w * (people.x * exposure(people, rise, tie)[:, None] - drift)
-    out: Floats = np.where(event, people.x - at_event[people.last], 0.0) - expected
-    return out
-
-
-def fit(people: Followed, intervals: int, plan: Plan) -> Solved:
-    """The model of one site's persons alone. Raises ``ValueError`` as ``solve``."""
-    one = np.ones(intervals)
-    asked = Asked(
-        hazard=lambda beta: tuple(v[None] for v in hazard_sums(people, beta, intervals)),  # type: ignore[arg-type, return-value]
-        score=lambda beta, w: score_sums(people, beta, w.rise[0], w.tie[0], one),
-        means=lambda beta: tuple(v[None] for v in mean_sums(people, beta, intervals)),  # type: ignore[arg-type, return-value]
-    )
-    events = np.bincount(people.last[people.event], minlength=intervals).astype(np.float64)[None]
-    return solve(asked, events, people.x[people.event].sum(0), plan)

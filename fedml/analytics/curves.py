@@ -105,6 +105,16 @@ def aalen_johansen(table: LifeTable, cause: int, level: float = 0.95) -> Curve:
     return Curve(incidence, error, np.where(none, 0.0, low), np.where(none, 0.0, high))
 
 
+def free_before(counts: npt.NDArray[np.int64]) -> Floats:
+    """(intervals,) the probability of no censoring before each interval's end, by Kaplan-Meier; at a time of both, events come first.
+    ``counts`` (causes + 2, intervals): who enters, has an event of each cause, leaves."""
+    events, leave = counts[1:-1].sum(0), counts[-1]
+    left = counts[0].sum() - np.concatenate([[0], np.cumsum(leave)[:-1]]) - events
+    free = np.cumprod(1 - _shares((leave - events).astype(np.float64), left.astype(np.float64)))
+    out: Floats = np.concatenate([[1.0], free[:-1]])
+    return out
+
+
 def quantile(curve: Curve, times: Floats, share: float) -> tuple[float, float, float]:
     """The first of ``times`` (intervals,) at which survival is at most 1 - ``share``, and where its limits are (Brookmeyer and Crowley
     1982, Biometrics 38:29); nan where they are not reached."""

@@ -6,8 +6,10 @@ covariates, K = 1 + C (the intercept first), R rows of the table, B bins and lev
     grid         -> edges, model, from                end of the next interval (``fedml.analytics.grid``), and
                                                       whether all of ``edges`` could stay; from: its start, least end
     times        -> edges                             counts (G, N, E): who enters, has an event of each cause, leaves
-    moments      ->                                   moments (4, C), persons, events
-    hazard       -> edges, design, beta               risk, tied
+    moments      ->                                   moments (4, C), persons, events, event_sum (1 + C,): the sum of case weights over
+                                                      events, and of these times each column
+    censoring    -> edges                             counts (1, N, E), as times, of everyone (subdistribution hazards)
+    hazard       -> edges, design, beta               risk, tied, followed (2, E): persons at risk, with the event
     score        -> the same, rise, tie, at           gradient, second
     means        -> edges, design, beta               risk_x, tied_x
     residuals    -> hazard's, rise, tie, at_event,    meat, total
@@ -18,7 +20,8 @@ covariates, K = 1 + C (the intercept first), R rows of the table, B bins and lev
     weighted     -> design, beta_one, at              counts, columns, crude, arms, slope, cross (``fedml.analytics.treatment``); at:
                                                       near the means of the outcome in both arms
 
-``design``: centre and scale (C,) of the covariates.
+``design``: centre and scale (C,) of the covariates. The steps of a Cox model of subdistribution hazards also have ``free`` (E,), the
+probability of no censoring before each interval's end.
 """
 
 from __future__ import annotations
@@ -26,6 +29,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
+
+import numpy as np
 
 from fedml.errors import Reason, SiteError
 from fedml.study.outcome_rules import columns_of
@@ -52,12 +57,17 @@ REQUEST: dict[Phase, Form] = {
     Phase.REGRESSION: {**_DESIGN, "beta_one": ("float64", ("K",)), "robust": ("uint8", (1,))},
     Phase.DESCRIPTION: {"limits": ("float64", (2, "Q"))},
     Phase.WEIGHTED: {**_DESIGN, "beta_one": ("float64", ("K",)), "at": ("float64", (2,))},
+    Phase.CENSORING: _EDGES,
 }
+OF_COX = (Phase.HAZARD, Phase.SCORE, Phase.MEANS, Phase.RESIDUALS)
 REPLY: dict[Phase, Form] = {
     Phase.GRID: {"end": ("int64", (1,)), "whole": ("uint8", (1,))},
     Phase.TIMES: {"counts": ("int64", ("G", "N", "E"))},
-    Phase.MOMENTS: {"moments": ("float64", (4, "C")), "persons": ("int64", (1,)), "events": ("int64", (1,))},
-    Phase.HAZARD: {"risk": ("float64", ("E",)), "tied": ("float64", ("E",))},
+    Phase.MOMENTS: {
+        "moments": ("float64", (4, "C")), "persons": ("int64", (1,)), "events": ("int64", (1,)), "event_sum": ("float64", ("K",)),
+    },
+    Phase.CENSORING: {"counts": ("int64", (1, "N", "E"))},
+    Phase.HAZARD: {"risk": ("float64", ("E",)), "tied": ("float64", ("E",)), "followed": ("int64", (2, "E"))},
     Phase.SCORE: {"gradient": ("float64", ("C",)), "second": ("float64", ("C", "C"))},
     Phase.MEANS: {"risk_x": ("float64", ("E", "C")), "tied_x": ("float64", ("E", "C"))},
     Phase.RESIDUALS: {"meat": ("float64", ("C", "C")), "total": ("float64", ("C",))},
@@ -75,7 +85,7 @@ REPLY: dict[Phase, Form] = {
 SECTIONS: dict[Phase, str] = {
     Phase.GRID: "survival", Phase.TIMES: "survival.curves", Phase.HAZARD: "survival.cox", Phase.SCORE: "survival.cox",
     Phase.MEANS: "survival.cox", Phase.RESIDUALS: "survival.cox", Phase.REGRESSION: "glm", Phase.DESCRIPTION: "describe",
-    Phase.WEIGHTED: "treatment",
+    Phase.WEIGHTED: "treatment", Phase.CENSORING: "survival.cox",
 }  # fmt: skip
 
 
@@ -155,14 +165,18 @@ def _check(wanted: Form, given: Mapping[str, Any], size: Mapping[str, int]) -> N
 def check_request(study: Study, phase: Phase, given: Mapping[str, Any]) -> None:
     """Raises ``SiteError`` unless the arrays of a request's analysis record are those that its phase declares, with possible values."""
     check_section(study, phase)
-    of_glm = phase is Phase.ALONE and study.survival is None  # which has no grid
-    _check({} if of_glm else REQUEST[phase], given, sizes(study, phase, given))
+    wanted = {} if phase is Phase.ALONE and study.survival is None else REQUEST[phase]  # a regression has no grid
+    if phase in OF_COX and section(study, "survival.cox").hazard == "subdistribution":
+        wanted = {**wanted, "free": ("float64", ("E",))}
+    _check(wanted, given, sizes(study, phase, given))
     if "edges" in given and (given["edges"].max(initial=0) > 1 or given["edges"][-1] != 1):
         raise SiteError(Reason.UNDECLARED, "edges are 0 or 1, and the last is 1")
     if "from" in given and not -1 <= given["from"][0] < given["from"][1] < len(given["edges"]):
         raise SiteError(Reason.UNDECLARED, "an interval ends behind its start")
     if "scale" in given and not (given["scale"] > 0).all():
         raise SiteError(Reason.UNDECLARED, "scale is not above 0")
+    if "free" in given and (given["free"][0] != 1 or (np.diff(given["free"]) > 0).any() or (given["free"] < 0).any()):
+        raise SiteError(Reason.UNDECLARED, "free is not a probability of no censoring: 1 at first, and never rising")
     for name in ("rise", "tie"):
         if name in given and phase is Phase.RESIDUALS and (given[name] < 0).any():
             raise SiteError(Reason.UNDECLARED, f"{name} is below 0")

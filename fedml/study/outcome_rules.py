@@ -8,7 +8,7 @@ from typing import Any
 from fedml.errors import nearest
 from fedml.study.cohort_section import ClinicalColumns, Cohort
 from fedml.study.federation_section import Federation
-from fedml.study.outcomes_section import FAMILIES, Treatment
+from fedml.study.outcomes_section import FAMILIES, CoxModel, Treatment
 from fedml.study.sections import Privacy
 from fedml.study.task_traits import Label
 
@@ -54,6 +54,8 @@ def outcome_problems(
     if (plan := asked.get("treatment")) is not None:
         yield from _treatment_problems(plan, cohort, label, other=next((n for n in given if n not in ("treatment", "describe")), None))
     known = spec.columns if spec is not None else ()
+    if (cox := asked.get("survival.cox")) is not None:
+        yield from _cox_problems(cox, cohort)
     for name, section in asked.items():
         key = "columns" if name == "describe" else "covariates"
         for column in getattr(section, key, ()):
@@ -63,6 +65,22 @@ def outcome_problems(
         if groups is not None and (spec is None or groups not in spec.categories):
             categories = () if spec is None else spec.categories
             yield f'[{name}] groups is "{groups}", which [cohort.clinical] categories does not list{nearest(groups, categories)}'
+
+
+def _cox_problems(plan: CoxModel, cohort: Cohort) -> Iterator[str]:
+    spec, target = cohort.clinical, cohort.time_to_event
+    known = () if spec is None else spec.columns
+    if plan.weights is not None and plan.weights not in known:
+        yield f'[survival.cox] weights is "{plan.weights}", which is not a column of [cohort.clinical]{nearest(plan.weights, known)}'
+    if plan.weights is not None and spec is not None and plan.weights in spec.categories:
+        yield f'[survival.cox] weights is "{plan.weights}", a category; name a column of numbers above 0'
+    if plan.hazard == "subdistribution" and len(target.names) < 2:
+        yield (
+            '[survival.cox] hazard = "subdistribution" needs competing events, and [cohort] target events has one; add the others, such as '
+            "{ death = 1, relapse = 2 }, or remove hazard"
+        )
+    if plan.hazard == "subdistribution" and target.entry is not None:
+        yield '[survival.cox] hazard = "subdistribution" is not built with late entry; remove entry from [cohort] target, or hazard'
 
 
 def _treatment_problems(plan: Treatment, cohort: Cohort, label: Label, *, other: str | None) -> Iterator[str]:

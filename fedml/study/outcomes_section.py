@@ -3,11 +3,11 @@ comparison of treatments (``[treatment]``) and the table that describes the pers
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer
 
-from fedml.study.section import Code, Section
+from fedml.study.section import Code, Section, without_unused
 
 Names = Annotated[tuple[str, ...], Field(max_length=100)]
 FAMILIES = {"number": "gaussian", "classes": "binomial", "count": "poisson"}  # label of a task -> family of its regression
@@ -24,8 +24,8 @@ class Curves(Section):
 
 
 class CoxModel(Section):
-    """``[survival.cox]``: Cox regression of the event of interest on columns of ``[cohort.clinical]``; competing events count as censored
-    (cause-specific hazards)."""
+    """``[survival.cox]``: Cox regression of the event of interest on columns of ``[cohort.clinical]``, of cause-specific hazards or of the
+    subdistribution's."""
 
     covariates: Annotated[Names, Field(min_length=1)] = Field(
         description="columns of [cohort.clinical]; the first level of a category is the reference"
@@ -39,6 +39,22 @@ class CoxModel(Section):
         description="penalty: the log partial likelihood less ridge / 2 times the sum of squared coefficients of standardised columns",
     )
     level: Annotated[float, Field(ge=0.5, lt=1)] = Field(default=0.95, description="level of confidence intervals")
+    hazard: Literal["cause", "subdistribution"] = Field(
+        default="cause",
+        description="cause: competing events count as censored; subdistribution: who has one stays at risk (Fine and Gray)",
+    )
+    weights: str | None = Field(
+        default=None, description="column of [cohort.clinical] with case weights above 0; default: every person counts once"
+    )
+
+    @model_serializer(mode="wrap")
+    def _without_later(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return without_unused(self, dump(self), first=("covariates", "ties", "baseline", "ridge", "level"))
+
+    @property
+    def shown(self) -> Literal["model", "robust"]:
+        """The kind of variance that intervals and p values stand for: with weights the model's own is none of an estimate."""
+        return "robust" if self.weights is not None or self.hazard == "subdistribution" else "model"
 
 
 class Glm(Section):

@@ -36,3 +36,4 @@ class Phase(StrEnum):
     REGRESSION = "glm"
     DESCRIPTION = "description"
     WEIGHTED = "weighted"
+    CENSORING = "censoring"

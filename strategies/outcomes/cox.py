@@ -12,8 +12,8 @@ import numpy.typing as npt
 from scipy.stats import chi2, norm
 
 from fedml.analytics import cox, outcome_forms
-from fedml.analytics.cox import Asked, Plan, Solved, Weights
-from fedml.analytics.curves import quadratic_test
+from fedml.analytics.cox import Asked, Deaths, Plan, Solved, Weights
+from fedml.analytics.curves import free_before, quadratic_test
 from fedml.analytics.pooling import two_stage
 from fedml.errors import RunError
 from fedml.strategies.agreement.step import Arrays, BySite
@@ -34,32 +34,52 @@ def fit(work: Work, edges: Edges) -> dict[str, Any]:
     by_site = plan.baseline == "site"
     centre = _centre(work, design, replies, by_site=by_site)
     given: dict[str, Any] = {"edges": edges, "centre": centre, "scale": design["scale"]}
+    if plan.hazard == "subdistribution":
+        given["free"] = _free(work, edges, by_site=by_site)
     asked, remembered = _asked(work, given, by_site=by_site)
     width = len(work.names)
     zero = np.zeros(width)
-    risk0, tied0 = asked.hazard(zero)
-    events = np.rint(tied0)
-    if not events.sum():
+    tied0 = asked.hazard(zero)[1]
+    at_risk, number = remembered["followed"]
+    if not number.sum():
         raise RunError("no person of any site has the event, so there is no Cox model.")
-    own = {site: s["moments"][3] - s["events"][0] * _of(centre, site) for site, s in replies.items()}
+    events = Deaths(number, np.divide(tied0, number, out=np.ones_like(tied0), where=number > 0))
+    own = {site: s["event_sum"][1:] - s["event_sum"][0] * _of(centre, site) for site, s in replies.items()}
     event_sum = np.sum(list(own.values()), axis=0) / design["scale"]
     try:
         found = cox.solve(asked, events, event_sum, Plan(plan.ties, plan.ridge, work.names))
     except (ValueError, np.linalg.LinAlgError) as error:
         raise RunError(f"the Cox model cannot be estimated: {error}.") from error
-    # S0 at no effect are counts: the persons at risk.
-    at_risk = risk0.sum(0)
     return {
         **_estimates(work, plan, given, found, by_site=by_site),
-        "proportional": _proportional(work, given, found, events, (at_risk, events.sum(0)), remembered),
+        "proportional": _proportional(work, given, found, events, (at_risk.sum(0), number.sum(0)), remembered),
         "baseline": _baseline(work, edges, found, centre, design, by_site=by_site),
         "persons": {site: int(s["persons"][0]) for site, s in replies.items()},
         "events": {site: int(s["events"][0]) for site, s in replies.items()},
+        "hazard": plan.hazard, "weights": plan.weights, "shown": plan.shown,
         "intervals": int(edges.sum()), "steps": found.steps, "ties": plan.ties, "ridge": plan.ridge, "stratified": by_site,
         "log_likelihood": found.log_likelihood,
         "likelihood_ratio": quadratic(2 * (found.log_likelihood - found.null_log_likelihood), width),
         "alone": alone(work, {"edges": edges}, plan.level),
     }  # fmt: skip
+
+
+def _free(work: Work, edges: Edges, *, by_site: bool) -> Any:
+    """The probability of no censoring before each interval's end, over all sites or of each."""
+    counts = {site: s["counts"][0] for site, s in work.take(Phase.CENSORING, {"edges": edges}).items()}
+    for site, own in counts.items():
+        check_counts(site, own[None])
+    if by_site:
+        return BySite({site: free_before(own) for site, own in counts.items()})
+    return free_before(np.sum(list(counts.values()), axis=0))
+
+
+def check_counts(site: str, counts: Any) -> None:
+    """Raises ``RunError`` if counts (groups, causes + 2, intervals) cannot be of persons: negative, or more leave than are there."""
+    leave = counts[:, -1]
+    here = np.cumsum(counts[:, 0], axis=1) - np.concatenate([np.zeros((len(counts), 1), np.int64), np.cumsum(leave, 1)[:, :-1]], 1)
+    if (counts < 0).any() or (counts[:, 1:-1].sum(1) > leave).any() or (leave > here).any() or (counts[:, 0].sum(1) != leave.sum(1)).any():
+        raise RunError(f"{site} sent counts that contradict each other; run again without it, and ask the site.")
 
 
 def quadratic(statistic: float, df: int) -> dict[str, float]:
@@ -106,6 +126,8 @@ def _asked(work: Work, given: dict[str, Any], *, by_site: bool) -> tuple[Asked, 
         sums = tuple(_strata([s[name] for s in replies], by_site=by_site) for name in ("risk", "tied"))
         if not beta.any():
             first.append(sums)  # type: ignore[arg-type]
+            counted = _strata([s["followed"].astype(np.float64) for s in replies], by_site=by_site)
+            kept["followed"] = counted[:, 0], counted[:, 1]
         return sums  # type: ignore[return-value]
 
     def score(beta: Floats, weights: Weights) -> tuple[Floats, Floats]:
@@ -143,10 +165,11 @@ def _estimates(work: Work, plan: Any, given: dict[str, Any], found: Solved, *, b
     if len(replies) > 1:  # the scores of one site sum to 0 at the solution
         kinds["site"] = cox.variances(found.information, plan.ridge, clustered) / outer
     beta = found.beta / scale
+    shown = kinds[plan.shown]
     return {
         "coefficients": rows_of(work.names, beta, kinds, plan.level),
         "covariance": model, "robust_covariance": robust,
-        "wald": quadratic(float(beta @ np.linalg.solve(model, beta)), len(beta)),
+        "wald": quadratic(float(beta @ np.linalg.solve(shown, beta)), len(beta)),
     }  # fmt: skip
 
 
@@ -164,7 +187,7 @@ def rows_of(names: list[str], beta: Floats, variances: dict[str, Floats], level:
 
 
 def _proportional(
-    work: Work, given: dict[str, Any], found: Solved, events: Floats, counts: tuple[Floats, Floats], kept: dict[str, Any]
+    work: Work, given: dict[str, Any], found: Solved, events: Deaths, counts: tuple[Floats, Floats], kept: dict[str, Any]
 ) -> dict[str, Any]:
     """The score test that no coefficient changes with time, against 1 - Kaplan-Meier before each time (Grambsch and Therneau 1994,
     Biometrika 81:515; as R's cox.zph since survival 3.0)."""

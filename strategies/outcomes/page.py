@@ -158,7 +158,7 @@ def _cox(run: Path, found: Mapping[str, Any], unit: str, intervals: int) -> list
     write_coefficients(run / "cox.tsv", found["coefficients"])
     rows: Rows = []
     for row, test in zip(found["coefficients"], found["proportional"]["terms"], strict=True):
-        own = row["model"]
+        own = row[found["shown"]]
         ratio = " ".join([number(math.exp(row["estimate"]), 3), f"({number(_exp(own['lower']), 3)} to {number(_exp(own['upper']), 3)})"])
         rows.append([row["term"], ratio, number(row["estimate"]), number(own["error"], 3), number(row["robust"]["error"], 3),
                      p_value(own["p"]), p_value(row["robust"]["p"]), p_value(test["p"])])  # fmt: skip

@@ -15,7 +15,6 @@ import numpy as np
 
 from fedml.analytics import curves, outcome_forms
 from fedml.analytics.curves import LifeTable
-from fedml.errors import RunError
 from fedml.runs.log import OUTCOMES_JSON, write_whole
 from fedml.strategies.outcomes import cox, page
 from fedml.strategies.outcomes.work import Floats, Work, finish, plain
@@ -63,7 +62,7 @@ def _curves(work: Work, edges: Any) -> tuple[dict[str, Any], dict[str, int]]:
     times = np.array(study.times.edges)[np.flatnonzero(edges)]
     replies = {site: sums["counts"] for site, sums in work.take(Phase.TIMES, {"edges": edges}).items()}
     for site, counts in replies.items():
-        _check(site, counts)
+        cox.check_counts(site, counts)
         counts = counts.copy()
         counts[:, -1] -= counts[:, 1:-1].sum(1)  # of those who leave, who is censored
         replies[site] = counts
@@ -95,14 +94,6 @@ def _table(counts: Any) -> LifeTable:
 def _of_interest(table: LifeTable) -> LifeTable:
     """With the events of interest alone: who has a competing event leaves as who is censored (cause-specific hazards)."""
     return LifeTable(table.at_risk, table.causes[0], table.causes[:1])
-
-
-def _check(site: str, counts: Any) -> None:
-    """Raises ``RunError`` if counts cannot be those of persons: negative, or more who leave than who are there."""
-    leave = counts[:, -1]
-    here = np.cumsum(counts[:, 0], axis=1) - np.concatenate([np.zeros((len(counts), 1), np.int64), np.cumsum(leave, 1)[:, :-1]], 1)
-    if (counts < 0).any() or (counts[:, 1:-1].sum(1) > leave).any() or (leave > here).any() or (counts[:, 0].sum(1) != leave.sum(1)).any():
-        raise RunError(f"{site} sent counts that contradict each other; run again without it, and ask the site.")
 
 
 def _counted(counts: Any, times: Floats) -> dict[str, Any]:

@@ -142,15 +142,15 @@ def test_robust_and_clustered_variances_and_the_test_of_proportional_hazards(tmp
 
 def test_robust_variance_is_that_of_lifelines_without_ties(tmp_path: Path) -> None:
     lifelines = pytest.importorskip("lifelines")
-    from fedml.analytics import cox
+    from fedml.analytics import cox, cox_sites
 
     random = np.random.default_rng(2)
     x, time, event = random.normal(size=(150, 2)), random.permutation(150), random.random(150) < 0.7
     x = (x - x[event].mean(0)) / x.std(0)
-    people = cox.Followed(x, np.zeros(150, np.int64), time.astype(np.int64), event)
-    found = cox.fit(people, 150, cox.Plan("efron", 0.0, ["a", "b"]))
+    people = cox_sites.Followed(x, np.zeros(150, np.int64), time.astype(np.int64), event, None, None)
+    found = cox_sites.fit(people, 150, cox.Plan("efron", 0.0, ["a", "b"]))
     weights = (found.weights.rise[0], found.weights.tie[0])
-    residual = cox.score_residuals(people, found.beta, weights, (found.means.at_event[0], found.means.rise[0], found.means.tie[0]))
+    residual = cox_sites.score_residuals(people, found.beta, weights, (found.means.at_event[0], found.means.rise[0], found.means.tie[0]))
     table = pd.DataFrame({"a": x[:, 0], "b": x[:, 1], "t": time + 1, "e": event})
     fitted = lifelines.CoxPHFitter().fit(table, "t", "e", robust=True, fit_options={"precision": 1e-12})
     mine = cox.variances(found.information, 0.0, residual.T @ residual)
