@@ -1,7 +1,8 @@
 """What the gate holds an analysis of outcomes against: how often it was asked, the design of its run, and what was released before.
 
 The sets of persons who have left by the end of each interval are compared with all sets about whom this site has released exact values
-(``fedml.clients.site.released``): curves on another grid, or of a subset, may not differ from earlier ones by few persons.
+(``fedml.clients.site.released``): curves on another grid, or of a subset, may not differ from earlier ones by few persons. Nor may a column
+differ from an earlier one in the values of few persons.
 """
 
 from __future__ import annotations
@@ -11,6 +12,8 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from fedml.analytics import cox, glm, grid, outcome_forms
 from fedml.clients.gate.pins import pin
@@ -52,8 +55,30 @@ def check(state: Path, site: Site, request: Request, given: Mapping[str, Any], r
             "end of an interval, are left after trimming, or have a level; subtraction would reveal them, so at least "
             f"{smallest} (min_count) persons must differ",
         )
+    _check_columns(state, request, smallest)
     for persons in sets:
         released.note(state, persons, request.study.study.name)
+
+
+def _check_columns(state: Path, request: Request, smallest: int) -> None:
+    """Raises ``SiteError`` if a column of the analysis differs from one of an earlier analysis in few persons; else notes them."""
+    columns, path = outcomes.columns_told(request), state / FILE
+    digest = hashlib.sha256()
+    for persons, values in columns:
+        digest.update("\0".join(persons).encode() + b"\0\0" + np.array(values, np.float64).tobytes())
+    known: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
+    seen = known.setdefault(request.study.sha256, {}).setdefault("columns", [])
+    if digest.hexdigest() in seen:
+        return
+    if near := released.column_too_near(state, columns, smallest):
+        raise SiteError(
+            Reason.TOO_FEW,
+            f"exact sums were released (study {near[1]}) of a column whose values differ in {near[0]} persons from one of this study; "
+            f"subtraction would reveal them, so at least {smallest} (min_count) persons must differ",
+        )
+    released.note_columns(state, columns, request.study.study.name)
+    seen.append(digest.hexdigest())
+    write_whole(path, json.dumps(known).encode())
 
 
 def _count(state: Path, request: Request, given: Mapping[str, Any], most: int, run: str) -> None:

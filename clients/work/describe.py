@@ -50,6 +50,11 @@ def _columns(request: Request) -> tuple[list[str], list[tuple[str, int]]]:
     return numbers, [(name, len(spec.categories[name])) for name in names if name in spec.categories]
 
 
+def numbers_of(request: Request) -> list[str]:
+    """The columns of numbers in the table."""
+    return _columns(request)[0]
+
+
 def check_groups(request: Request, floor: int) -> None:
     """Raises ``SiteError`` if a group has few persons."""
     if any(0 < int(mask.sum()) < floor for mask in _groups(request)):

@@ -16,7 +16,7 @@ from fedml.analytics import glm, grid, outcome_forms, treatment
 from fedml.clients.site.read import load_cohort
 from fedml.clients.work import describe, outcome_cox
 from fedml.clients.work.effective import effective_persons, few_effective
-from fedml.clients.work.outcome_people import COX, CURVES, Floats, Persons, analysed, cells_of, floor_of
+from fedml.clients.work.outcome_people import COX, CURVES, Floats, Persons, analysed, cells_of, column_of, floor_of
 from fedml.clients.work.request import Request
 from fedml.errors import Reason, SiteError
 from fedml.study.outcome_rules import columns_of
@@ -230,6 +230,24 @@ def person_sets(request: Request) -> list[list[str]]:
         people = analysed(request.manifests, study)
         sets += [people.rows, *(people.rows[mask] for mask in people.groups)]
     return [[cohort.ids[row] for row in rows] for rows in sets if len(rows)]
+
+
+def columns_told(request: Request) -> list[tuple[list[str], list[float]]]:
+    """Ids and values of each column whose sums the analysis releases: covariates, case weights, the outcome and exposure of a regression,
+    the numbers of a table."""
+    cohort, study = load_cohort(request.manifests, request.study), request.study
+    found, names = list[tuple[Any, Floats]](), list[str]()
+    if study.describe is not None:
+        names += describe.numbers_of(request)
+    if covariates := outcome_forms.covariates(study):
+        people = analysed(request.manifests, study)
+        values = [column_of(cohort, study, name)[people.rows] for name in covariates]
+        values += [one for one in (people.weights, people.offset, people.y if people.times is None else None) if one is not None]
+        found += [(people.rows, one) for one in values]
+    for name in names:
+        whole = column_of(cohort, study, name)
+        found.append((np.flatnonzero(np.isfinite(whole)), whole[np.isfinite(whole)]))
+    return [([cohort.ids[row] for row in rows], one.tolist()) for rows, one in found]
 
 
 def leaving_sets(request: Request, given: Mapping[str, Any]) -> list[list[str]]:

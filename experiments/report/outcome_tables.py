@@ -110,7 +110,7 @@ def _model(key: str, study: Study, found: Found) -> str:
     own = found[key]
     cox = key == "cox"
     ratio = cox or own["family"] != "gaussian"
-    effect = "hazard ratio" if cox else own["effect"]
+    effect = hazard_word(own) if cox else own["effect"]
     rows: list[list[Cell]] = []
     for k in range(len(own["coefficients"])):
         at = (key, "coefficients", k)
@@ -128,7 +128,8 @@ def _model(key: str, study: Study, found: Found) -> str:
     if cox:
         lead.append(grid_words(own["grid"], found["unit"]))
         lead.append(f"Proportional hazards, all together: p {p_text(own['proportional']['global']['p'])}.")
-    note = "Robust: the sandwich variance (Lin and Wei 1989; of a regression HC0). Limits are by the model's variance."
+    note = "Robust: the sandwich variance (Lin and Wei 1989; of a regression HC0). Limits are by the "
+    note += "robust variance." if shown(own) == "robust" else "model's variance."
     name = "Cox regression" if cox else f"{_family(own)} regression"
     return section(
         key, name, paragraph(*lead), table(found, name, heads, rows, note), _forests(key, own, effect, ratio), _meta(key, found, ratio)
@@ -141,22 +142,36 @@ def _family(own: Found) -> str:
 
 def _how(own: Found, cox: bool) -> str:
     if cox:
-        return f"ties by {own['ties'].title()}, {'a baseline hazard for each site' if own['stratified'] else 'one baseline hazard'}"
+        weighted = f", case weights {own['weights']}" if own.get("weights") else ""
+        return (
+            f"ties by {own['ties'].title()}{weighted}, {'a baseline hazard for each site' if own['stratified'] else 'one baseline hazard'}"
+        )
     return "an intercept for each site" if len(own.get("intercepts") or []) > 1 else "one intercept"
 
 
-def ratio_of(row: Found) -> dict[str, Any]:
-    """The ratio of a coefficient, with the limits of the model's variance."""
-    return estimate(*_exponents(row))
+def shown(own: Found) -> str:
+    """The variance by which a model's limits are: ``model`` or ``robust``."""
+    return str(own.get("shown", "model"))
 
 
-def _exponents(row: Found) -> tuple[float, float, float]:
-    value, low, high = (math.exp(min(v, 700.0)) for v in (row["estimate"], row["model"]["lower"], row["model"]["upper"]))
+def hazard_word(own: Found) -> str:
+    """What the exponent of a coefficient of a Cox model is."""
+    return "subdistribution hazard ratio" if own.get("hazard") == "subdistribution" else "hazard ratio"
+
+
+def ratio_of(own: Found, row: Found) -> dict[str, Any]:
+    """The ratio of a coefficient of the model ``own``, with its limits."""
+    return estimate(*_exponents(own, row))
+
+
+def _exponents(own: Found, row: Found) -> tuple[float, float, float]:
+    limits = row[shown(own)]
+    value, low, high = (math.exp(min(v, 700.0)) for v in (row["estimate"], limits["lower"], limits["upper"]))
     return value, low, high
 
 
-def _ratio(row: Found) -> str:
-    values = _exponents(row)
+def _ratio(own: Found, row: Found) -> str:
+    values = _exponents(own, row)
     return f"{written(values[0])} ({written(values[1])} to {written(values[2])})"
 
 
@@ -177,7 +192,7 @@ def _forests(key: str, own: Found, effect: str, ratio: bool) -> str:
         if (pooled := term["pooled"]) is not None:
             reml = pooled["random"]["reml"]
             drawn.append(("two stages (REML)", {"value": reml["estimate"], "low": reml["lower"], "high": reml["upper"]}, "two"))
-        drawn.append(("one stage", {"value": row["estimate"], "low": row["model"]["lower"], "high": row["model"]["upper"]}, "one"))
+        drawn.append(("one stage", {"value": row["estimate"], "low": row[shown(own)]["lower"], "high": row[shown(own)]["upper"]}, "one"))
         drawn = [line for line in drawn if None not in line[1].values()]
         alt = f"{row['term']}: " + "; ".join(f"{name} {one['value']:.3g} ({one['low']:.3g} to {one['high']:.3g})" for name, one, _ in drawn)
         out.append(f"<figure>{ratio_forest(drawn, (row['term'], effect), f'{alt}.', ratio=ratio)}</figure>")
@@ -304,7 +319,7 @@ def _say_model(key: str) -> Callable[[Study, Found], list[str]]:
             return [f"No coefficient of the {what} has a robust p below 0.05."]
         ratio = key == "cox" or found[key]["family"] != "gaussian"
         shown = [
-            f"{row['term']} {_ratio(row) if ratio else written(row['estimate'])}"
+            f"{row['term']} {_ratio(found[key], row) if ratio else written(row['estimate'])}"
             for row in sorted(small, key=lambda r: r["robust"]["p"])[:5]
         ]
         return [f"{len(small)} of {len(rows)} coefficients of the {what} have a robust p below 0.05, the smallest: {'; '.join(shown)}."]

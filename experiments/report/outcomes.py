@@ -70,7 +70,7 @@ def _figures(start: Start, event: Outcomes, end: End, results: Found) -> dict[st
         out["curves"] = {**out["curves"], "groups": {n: _group(g) for n, g in out["curves"]["groups"].items()}}
     for key in ("cox", "glm"):
         if key in out:
-            out[key] = {**out[key], "coefficients": [{**row, "ratio": tables.ratio_of(row)} for row in out[key]["coefficients"]]}
+            out[key] = {**out[key], "coefficients": [{**row, "ratio": tables.ratio_of(out[key], row)} for row in out[key]["coefficients"]]}
     run = {"id": start.run_id, "engine": start.engine, "study_sha256": start.study_sha256, "seed": start.seed, "status": end.status}
     shown: dict[str, Any] = _plain({
         **out, "run": run, "analysis": event.analysis, "persons": dict(event.persons), "all": sum(event.persons.values()),

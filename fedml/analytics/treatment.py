@@ -146,7 +146,7 @@ def effects(arms: Arms, level: float, *, binary: bool) -> dict[str, Any]:
 
 
 def _error(by: Floats, covariance: Floats) -> float:
-    return float(np.sqrt(max(by @ covariance @ by, 0.0)))
+    return float(np.sqrt(np.maximum(by @ covariance @ by, 0.0)))
 
 
 def _estimate(value: float, error: float, z: float) -> dict[str, Any]:

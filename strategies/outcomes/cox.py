@@ -59,7 +59,7 @@ def fit(work: Work, edges: Edges) -> dict[str, Any]:
         "hazard": plan.hazard, "weights": plan.weights, "shown": plan.shown,
         "intervals": int(edges.sum()), "steps": found.steps, "ties": plan.ties, "ridge": plan.ridge, "stratified": by_site,
         "log_likelihood": found.log_likelihood,
-        "likelihood_ratio": quadratic(2 * (found.log_likelihood - found.null_log_likelihood), width),
+        "likelihood_ratio": None if plan.shown == "robust" else quadratic(2 * (found.log_likelihood - found.null_log_likelihood), width),
         "alone": alone(work, {"edges": edges}, plan.level),
     }  # fmt: skip
 

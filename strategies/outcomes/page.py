@@ -162,14 +162,19 @@ def _cox(run: Path, found: Mapping[str, Any], unit: str, intervals: int) -> list
         ratio = " ".join([number(math.exp(row["estimate"]), 3), f"({number(_exp(own['lower']), 3)} to {number(_exp(own['upper']), 3)})"])
         rows.append([row["term"], ratio, number(row["estimate"]), number(own["error"], 3), number(row["robust"]["error"], 3),
                      p_value(own["p"]), p_value(row["robust"]["p"]), p_value(test["p"])])  # fmt: skip
-    heads = ["covariate", "hazard ratio", "log hazard ratio", "SE", "robust SE", "p", "robust p", "p, proportional hazards"]
+    ratio_word = "subdistribution hazard ratio" if found["hazard"] == "subdistribution" else "hazard ratio"
+    heads = ["covariate", ratio_word, f"log {ratio_word}", "SE", "robust SE", "p", "robust p", "p, proportional hazards"]
     whole = found["proportional"]["global"]
     stratified = ", stratified by site" if found["stratified"] else ""
+    kind = " of subdistribution hazards (Fine and Gray)" if found["hazard"] == "subdistribution" else ""
+    weighted = f", weighted by {found['weights']}" if found["weights"] else ""
+    robust = found["shown"] == "robust"  # with weights there is no likelihood ratio
+    test = found["wald"] if robust else found["likelihood_ratio"]
+    whole_test = f"{'Wald test' if robust else 'Likelihood ratio'} {number(test['chi2'])} on {test['df']} df, p {p_value(test['p'])}"
     text = (
-        f"Cox regression of {sum(found['persons'].values())} persons with {sum(found['events'].values())} events, ties by {found['ties']}"
-        f"{stratified}. {grid_sentence(found['grid'], unit, intervals)}{coarse_sentence(found)} "
-        f"Likelihood ratio {number(found['likelihood_ratio']['chi2'])} on "
-        f"{found['likelihood_ratio']['df']} df, p {p_value(found['likelihood_ratio']['p'])}; proportional hazards, all together: p "
+        f"Cox regression{kind} of {sum(found['persons'].values())} persons with {sum(found['events'].values())} events, ties by "
+        f"{found['ties']}{stratified}{weighted}. {'Intervals and the test of all are by the robust variance. ' if robust else ''}"
+        f"{grid_sentence(found['grid'], unit, intervals)}{coarse_sentence(found)} {whole_test}; proportional hazards, all together: p "
         f"{p_value(whole['p'])}."
     )
     parts = ["<h2>Cox regression</h2>", f"<p>{html.escape(text)}</p>", html_table(heads, rows)]
@@ -203,8 +208,8 @@ def write_meta(run: Path, found: Mapping[str, Any], *, ratio: bool) -> list[str]
     rows: Rows = []
     for row in found["coefficients"]:
         term = found["alone"]["terms"][row["term"]]
-        rows.append([row["term"], "one-stage", row["estimate"], row["model"]["error"], row["model"]["lower"], row["model"]["upper"],
-                     row["model"]["p"], None, None, None])  # fmt: skip
+        own = row[found.get("shown", "model")]
+        rows.append([row["term"], "one-stage", row["estimate"], *(own[key] for key in ("error", "lower", "upper", "p")), *[None] * 3])
         rows += [[row["term"], f"site {site}", *_alone(one), *[None] * 3] for site, one in term["sites"].items()]
         pooled = term["pooled"]
         if pooled is None:

@@ -67,7 +67,7 @@ def forest_plot(found: Mapping[str, Any], *, ratio: bool) -> str:
 
     rows: list[tuple[str, float, float, float, str]] = []
     for row in found["coefficients"]:
-        term, own = found["alone"]["terms"][row["term"]], row["model"]
+        term, own = found["alone"]["terms"][row["term"]], row[found.get("shown", "model")]
         rows.append((f"{row['term']}", math.nan, math.nan, math.nan, ""))
         for site, one in term["sites"].items():
             if one["estimate"] is not None and one["error"] is not None:

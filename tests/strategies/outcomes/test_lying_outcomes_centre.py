@@ -358,3 +358,79 @@ def test_a_table_with_groups_and_one_without_do_not_tell_a_hidden_cell(centre: C
     assert (centre.answered[-1][1]["analysis/table"] == -1).any()
     assert ask(centre, "description", 0, 2, together, **given) == "too-few-persons"
     assert ask(centre, "description", 1, 3, by_arm, **given) == ""  # an honest run, once more
+
+
+TWINS: dict[str, tuple[str, str, Any]] = {  # column -> its table, its name in a study, and the study with it
+    "covariate": ("clinical", "age", lambda name, own: study(name, curves=None, cox={"covariates": [own, "sex"]}, columns=["age2"])),
+    "case weight": ("clinical", "w", lambda name, own: study(name, curves=None, cox={**COX, "weights": own}, columns=["w", "w2"])),
+    "outcome": ("persons", "y", lambda name, own: study_of(DRAWN, name=name, task="regression", target=own, glm={"covariates": ["age"]})),
+    "outcome of a comparison": ("persons", "y", lambda name, own: comparison(name, covariates=["age"]).model_copy(
+        update={"cohort": comparison(name).cohort.model_copy(update={"target": own})})),
+    "exposure": ("persons", "exposure", lambda name, own: study_of(
+        DRAWN, name=name, task="count", target="count", glm={"covariates": ["age"]}, more={"exposure": own})),
+    "number of a table": ("clinical", "age", lambda name, own: study_of(
+        DRAWN, name=name, task="regression", target="y", describe={"columns": [own]}, columns=["age2"])),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", TWINS)
+def test_a_column_that_differs_from_an_earlier_one_in_few_persons_is_refused(kind: str, centre: Centre) -> None:
+    """The difference of the sums would be about these persons: of a Cox model, when they leave."""
+    table, column, make = TWINS[kind]
+
+    def twin(rows: int) -> Any:
+        def edit(own: pd.DataFrame) -> None:
+            own[f"{column}2"] = own[column]
+            own.loc[: rows - 1, f"{column}2"] += 1
+
+        return edit
+
+    change(centre.folder, table, twin(3))
+    first, second = (make(name, own) for name, own in (("one", column), ("two", f"{column}2")))
+    phase, given = ("description", {"limits": np.zeros((2, 1))}) if "table" in kind else ("moments", {})
+    for run, own in enumerate((first, second, first), 1):
+        approve(centre.state, own, "Dr. Test")
+        assert ask(centre, phase, 0, run, own, **given) == ("too-few-persons" if own is second else "")
+        centre.restart()
+    assert [e["reason"] for e in centre.journal() if e["phase"] == phase and e["reason"]] == ["too-few-persons"]
+    change(centre.folder, table, twin(200))  # a column of its own
+    assert ask(centre, phase, 0, 4, second, **given) == ""
+
+
+def weighing(**changes: Any) -> Study:
+    return study("weighed", curves=None, cox={**COX, "weights": "w"}, columns=["w"], **changes)
+
+
+@pytest.mark.parametrize(
+    ("edit", "expected"),
+    [(lambda w: np.where(np.arange(len(w)) == 7, 0.0, w), "bad-data"), (lambda w: np.exp(np.linspace(-6, 6, len(w))), "too-few-persons"),
+     (lambda w: np.where(np.arange(len(w)) == 7, 2.0, 1.0), "too-few-persons"), (lambda w: w, "")],
+    ids=["zero", "few that outweigh all", "one person of a value", "honest"],
+)  # fmt: skip
+def test_case_weights_that_single_out_a_person_are_refused(edit: Any, expected: str, centre: Centre) -> None:
+    change(centre.folder, "clinical", lambda own: own.__setitem__("w", edit(own.w.to_numpy())))
+    own = weighing()
+    approve(centre.state, own, "Dr. Test")
+    assert ask(centre, "moments", 0, 1, own) == expected
+    assert centre.journal()[-1].get("reason", "") == expected or not expected
+
+
+def test_a_curve_of_censoring_of_a_centres_choice_is_none(tmp_path: Path) -> None:
+    """Of subdistribution hazards: it is a probability that never rises, and the same in all steps of a run."""
+    drawn = Drawn(persons=(500,), causes=2, policy=DRAWN.policy)
+    write_sites(tmp_path, drawn)
+    own = study_of(drawn, cox={"covariates": ["age", "sex"], "hazard": "subdistribution"})
+    site = Centre(own, tmp_path / "sites" / "s0")
+    edges = grid_of(site, 1)
+    size = int(edges.sum())
+    assert ask(site, "censoring", 0, edges=edges) == ""
+    counts = site.answered[-1][1]["analysis/counts"]
+    assert counts[counts > 0].min() >= 5
+    fair = np.linspace(1, 0.5, size)
+    for free in (np.full(size, 0.5), fair[::-1].copy(), np.linspace(1, -0.1, size), np.r_[1.0, np.zeros(size - 1)]):
+        assert ask(site, "hazard", 0, 2, **cox_given(edges, free=free)) == "undeclared-record"
+    assert ask(site, "hazard", 0, **cox_given(edges)) == "undeclared-record"
+    assert ask(site, "hazard", 1, **cox_given(edges, free=fair)) == ""
+    followed = site.answered[-1][1]["analysis/followed"]
+    assert followed[followed > 0].min() >= 5
+    assert ask(site, "hazard", 2, **cox_given(edges, free=fair**2)) == "replayed"
