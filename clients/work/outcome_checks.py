@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from fedml.clients.work import describe
-from fedml.clients.work.outcome_people import COX, CURVES, analysed, cells_of
+from fedml.clients.work.outcome_people import analysed, cells_of, grid_model
 from fedml.clients.work.request import Request
 from fedml.errors import Reason, SiteError
 from fedml.wire.records import Phase
@@ -30,8 +30,7 @@ def check_small(request: Request, given: Mapping[str, Any], reply: Mapping[str, 
     edges = given.get("edges")
     if edges is None or people.times is None or request.phase is Phase.GRID:
         return
-    model = CURVES if request.phase is Phase.TIMES else COX
-    cells = cells_of(request, model).counts
+    cells = cells_of(request, grid_model(request.phase)).counts
     ends = np.flatnonzero(edges)
     sums = np.diff(np.concatenate([np.zeros((len(cells), 1), np.int64), np.cumsum(cells, 1)[:, ends]], 1), axis=1)
     if ((sums > 0) & (sums < min_count)).any():

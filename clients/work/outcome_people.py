@@ -21,11 +21,12 @@ from fedml.cohort.inputs import Table
 from fedml.cohort.persons import Cohort
 from fedml.study.study import Study
 from fedml.tasks.survival_labels import Times, times_of
+from fedml.wire.records import Phase
 
 Floats = npt.NDArray[np.float64]
 Bools = npt.NDArray[np.bool_]
 Ints = npt.NDArray[np.int64]
-CURVES, COX = 0, 1  # whose grid a request is about
+CURVES, COX, TREATED = 0, 1, 2  # whose grid a request is about
 # A number with at most so many values is held to what holds for levels: sums of its powers, of which a regression sends four, are solved
 # for how many persons have each value.
 FEW_VALUES = 5
@@ -45,6 +46,11 @@ class Persons:
     y: Floats
     offset: Floats | None
     weights: Floats | None
+
+
+def grid_model(phase: Phase) -> int:
+    """Whose cells the intervals of a request's grid must fill."""
+    return {Phase.TIMES: CURVES, Phase.TREATED: TREATED}.get(phase, COX)
 
 
 def column_of(cohort: Cohort, study: Study, name: str) -> Floats:
@@ -120,6 +126,10 @@ def cells_of(request: Request, model: int) -> Cells:
     least, everyone = floor, np.ones((1, len(people.rows)), bool)
     if model == CURVES:
         masks, kinds = people.groups, [event == code for code in range(1, len(study.cohort.time_to_event.codes))]
+        split = np.ones(len(masks), bool)
+    elif model == TREATED:
+        masks = np.stack([arm & level for arm in people.groups for level in (everyone[0], *people.levels)])
+        kinds = [event == code for code in range(len(study.cohort.time_to_event.codes))]
         split = np.ones(len(masks), bool)
     else:
         plan = outcome_forms.section(study, "survival.cox")

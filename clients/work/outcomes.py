@@ -16,7 +16,7 @@ from fedml.analytics import glm, grid, outcome_forms, treatment
 from fedml.clients.site.read import load_cohort
 from fedml.clients.work import describe, outcome_cox
 from fedml.clients.work.effective import effective_persons, few_effective
-from fedml.clients.work.outcome_people import COX, CURVES, Floats, Persons, analysed, cells_of, column_of, floor_of
+from fedml.clients.work.outcome_people import Floats, Persons, analysed, cells_of, column_of, floor_of, grid_model
 from fedml.clients.work.request import Request
 from fedml.errors import Reason, SiteError
 from fedml.study.outcome_rules import columns_of
@@ -55,6 +55,8 @@ def analyse(request: Request, content: RecordDict) -> RecordDict:
         case Phase.WEIGHTED:
             z = (people.x - given["centre"]) / given["scale"]
             return _reply(treatment.site_sums(z, people.y, people.groups[1], _weights(request, people, given), given["at"]))
+        case Phase.TREATED:
+            return _reply(_treated(request, people, given))
         case Phase.CENSORING:
             everyone = replace(people, groups=np.ones((1, len(people.rows)), bool))
             return _reply({"counts": _counts(request, everyone, given["edges"])})
@@ -92,10 +94,10 @@ def check(request: Request, given: Mapping[str, Any]) -> None:
                     f"a level of a covariate, or of two covariates together, has fewer than {floor} persons (min_count), or so few of one "
                     "outcome; merge levels, or leave a covariate out",
                 )
-    if request.phase is Phase.WEIGHTED:
+    if request.phase in (Phase.WEIGHTED, Phase.TREATED):
         _check_weights(request, people, _weights(request, people, given), floor)
     if "edges" in given and request.phase is not Phase.GRID:
-        cells = cells_of(request, CURVES if request.phase is Phase.TIMES else COX)
+        cells = cells_of(request, grid_model(request.phase))
         if not grid.possible(cells, given["edges"]):
             raise SiteError(Reason.TOO_FEW, "an interval of the grid would tell of few persons")
 
@@ -143,15 +145,28 @@ def _check_weights(request: Request, people: Persons, weights: treatment.Weights
                 raise SiteError(Reason.TOO_FEW, "at these coefficients the weighted sums would be about few persons")
 
 
-def _counts(request: Request, people: Persons, edges: Any) -> Any:
+def _treated(request: Request, people: Persons, given: Mapping[str, Any]) -> dict[str, Any]:
+    weights = _weights(request, people, given).weight
+    z = (people.x - given["centre"]) / given["scale"]
+    columns = [[z[mask].sum(0), (z[mask] ** 2).sum(0), weights[mask] @ z[mask]] for mask in people.groups]
+    sums = {name: _counts(request, people, given["edges"], own) for name, own in (("weights", weights), ("squares", weights**2))}
+    return {"counts": _counts(request, people, given["edges"]), **sums, "columns": np.array(columns).transpose(1, 0, 2).copy()}
+
+
+def _counts(request: Request, people: Persons, edges: Any, weights: Floats | None = None) -> Any:
+    """(groups, causes + 2, intervals) who enters, has an event of each cause, leaves; or the sums of their ``weights``."""
     assert people.times is not None  # noqa: S101
     at, size, codes = grid.places(edges), int(edges.sum()), len(request.study.cohort.time_to_event.codes)
     first, last = at[people.times.at_risk_from()], at[people.times.time]
+
+    def counted(places: Any, mask: Any) -> Any:
+        return np.bincount(places[mask], None if weights is None else weights[mask], minlength=size)
+
     rows = []
     for mask in people.groups:
-        kinds = [np.bincount(last[mask & (people.times.event == code)], minlength=size) for code in range(1, codes)]
-        rows.append(np.stack([np.bincount(first[mask], minlength=size), *kinds, np.bincount(last[mask], minlength=size)]))
-    return np.stack(rows).astype(np.int64)
+        kinds = [counted(last, mask & (people.times.event == code)) for code in range(1, codes)]
+        rows.append(np.stack([counted(first, mask), *kinds, counted(last, mask)]))
+    return np.stack(rows).astype(np.int64 if weights is None else np.float64)
 
 
 def _moments(request: Request, people: Persons) -> dict[str, Any]:
@@ -204,10 +219,11 @@ def _alone(request: Request, people: Persons, edges: Any) -> dict[str, Any]:
 
 def _regression(request: Request, people: Persons, given: Mapping[str, Any]) -> dict[str, Any]:
     x = np.hstack([np.ones((len(people.rows), 1)), (people.x - given["centre"]) / given["scale"]])
-    family, beta, floor = FAMILIES[request.study.traits.label], given["beta_one"], floor_of(request)
-    y, offset = people.y, people.offset
+    beta, floor = given["beta_one"], floor_of(request)
     if request.study.treatment is not None:  # the propensity model
         family, y, offset = "binomial", people.groups[1].astype(np.float64), None
+    else:
+        family, y, offset = FAMILIES[request.study.traits.label], people.y, people.offset
     eta = x @ beta
     if floor > 1 and family == "binomial" and few_effective(eta, floor):
         raise SiteError(Reason.TOO_FEW, "at these coefficients the model's sums would be about few persons")
@@ -265,9 +281,10 @@ def leaving_sets(request: Request, given: Mapping[str, Any]) -> list[list[str]]:
         return []
     people, cohort = analysed(request.manifests, request.study), load_cohort(request.manifests, request.study)
     assert people.times is not None  # noqa: S101
-    at, groups = grid.places(given["edges"]), people.groups if request.phase is Phase.TIMES else np.ones((1, len(people.rows)), bool)
+    by_group = request.phase in (Phase.TIMES, Phase.TREATED)
+    at, groups = grid.places(given["edges"]), people.groups if by_group else np.ones((1, len(people.rows)), bool)
     place = at[people.times.time]
-    every = request.phase in (Phase.TIMES, Phase.CENSORING)
+    every = request.phase in (Phase.TIMES, Phase.CENSORING, Phase.TREATED)
     codes = range(1, len(request.study.cohort.time_to_event.codes)) if every else (1,)
     kinds = {"": np.ones(len(people.rows), bool)} | {f"event {code} of ": people.times.event == code for code in codes}
     last = int(given["edges"].sum()) - 1  # by whose end everyone has left and entered, but not had an event

@@ -24,13 +24,17 @@ def survival(
 ) -> None:
     """Survival curves, their comparison and Cox regression over the persons of all sites ([survival.curves], [survival.cox]).
 
+    With [treatment] instead: curves of two treatments weighted by a propensity score, with balance.tsv and propensity.tsv.
+
     Writes curves.tsv, tests.tsv, cox.tsv, meta.tsv, plots, outcomes.json and a page (outcomes.html) to the run's folder.
 
     Example: fedml survival experiments/studies/brca.toml --sites out/brca
     """
     study = load_study(study_file, changes, seed)
-    if study.survival is None or (study.survival.curves is None and study.survival.cox is None):
-        raise InputError(f"{study_file}: has no [survival.curves] and no [survival.cox] section; add one, [survival.curves] may be empty.")
+    if study.survival is None or (study.survival.curves is None and study.survival.cox is None and study.treatment is None):
+        raise InputError(
+            f"{study_file}: has no [survival.curves], [survival.cox] or [treatment] section; add one, [survival.curves] may be empty."
+        )
     _run(study_file, study, where, "survival", as_json=as_json, track=track)
 
 
@@ -48,6 +52,8 @@ def glm(
     study = load_study(study_file, changes, seed)
     if study.glm is None and study.treatment is None:
         raise InputError(f'{study_file}: has no [glm] and no [treatment] section; add one, such as [glm] covariates = ["age", "sex"].')
+    if study.survival is not None:
+        raise InputError(f"{study_file}: its target is a time; use fedml survival.")
     _run(study_file, study, where, "glm", as_json=as_json, track=track)
 
 
@@ -103,7 +109,7 @@ def _show(found: dict[str, Any], console: Console) -> None:
         for row in found["rows"]:
             table.add_row(*map(str, row))
         console.print(table)
-    for name in ("curves", "cox"):
+    for name in ("curves", "cox", "weighted_curves"):
         if name in found and (merged := found[name]["grid"]["merged"]):
             ends = len(found[name]["grid"]["ends"])
             console.print(f"{name}: exact on {ends} intervals; {len(merged)} ends of the study's grid were merged, which would tell of few",
@@ -128,6 +134,8 @@ def _show(found: dict[str, Any], console: Console) -> None:
         console.print(f"largest standardised mean difference after weighting: {worst:.3f}")
         if own["e_value"] is not None:
             console.print(f"E-value {_short(own['e_value']['estimate'])}, of the limit {_short(own['e_value']['limit'])}")
+    if "weighted_curves" in found:
+        _print_weighted(console, found["weighted_curves"], found["unit"])
     for name in ("cox", "glm"):
         if name in found:
             table = Table("covariate", "estimate", "SE", "p", "robust SE", "robust p")
@@ -135,6 +143,20 @@ def _show(found: dict[str, Any], console: Console) -> None:
                 own = [row[kind] for kind in ("model", "robust")]
                 table.add_row(row["term"], _short(row["estimate"]), *(_short(o[k]) for o in own for k in ("error", "p")))
             console.print(table)
+
+
+def _print_weighted(console: Console, own: dict[str, Any], unit: str) -> None:
+    from rich.table import Table
+
+    table = Table("difference of means", "estimate", "lower", "upper", "p", title=f"{own['estimand']}, {unit}")
+    for row in own["differences"]:
+        name = f"to {row['horizon']:g}, {'weighted' if row['weighted'] else 'crude'}"
+        table.add_row(name, *(_short(row[key]) for key in ("estimate", "lower", "upper", "p")))
+    console.print(table)
+    if (ratio := own["hazard_ratio"]) is not None:
+        console.print(f"weighted log hazard ratio {_short(ratio['estimate'])}, robust SE {_short(ratio['error'])}, p {_short(ratio['p'])}")
+    worst = max((abs(row["smd_after"]) for row in own["balance"] if row["smd_after"] is not None), default=0.0)
+    console.print(f"largest standardised mean difference after weighting: {worst:.3f}")
 
 
 def _short(value: Any) -> str:

@@ -19,6 +19,8 @@ covariates, K = 1 + C (the intercept first), R rows of the table, B bins and lev
     description  -> limits                            table, bins
     weighted     -> design, beta_one, at              counts, columns, crude, arms, slope, cross (``fedml.analytics.treatment``); at:
                                                       near the means of the outcome in both arms
+    treated      -> edges, design, beta_one           counts (2, N, E) as times, of control and treated; weights and squares: sums of
+                                                      weights and of squared weights of the same persons; columns as of weighted
 
 ``design``: centre and scale (C,) of the covariates. The steps of a Cox model of subdistribution hazards also have ``free`` (E,), the
 probability of no censoring before each interval's end.
@@ -58,7 +60,9 @@ REQUEST: dict[Phase, Form] = {
     Phase.DESCRIPTION: {"limits": ("float64", (2, "Q"))},
     Phase.WEIGHTED: {**_DESIGN, "beta_one": ("float64", ("K",)), "at": ("float64", (2,))},
     Phase.CENSORING: _EDGES,
+    Phase.TREATED: {**_EDGES, **_DESIGN, "beta_one": ("float64", ("K",))},
 }
+GRIDS = ("survival.curves", "survival.cox", "treatment")  # by the ``model`` of a request about the grid
 OF_COX = (Phase.HAZARD, Phase.SCORE, Phase.MEANS, Phase.RESIDUALS)
 REPLY: dict[Phase, Form] = {
     Phase.GRID: {"end": ("int64", (1,)), "whole": ("uint8", (1,))},
@@ -81,11 +85,15 @@ REPLY: dict[Phase, Form] = {
         "counts": ("int64", (2, 2)), "columns": ("float64", (3, 2, "C")), "crude": ("float64", (2, 2)), "arms": ("float64", (2, 4)),
         "slope": ("float64", (2, "K")), "cross": ("float64", (2, "K")),
     },
+    Phase.TREATED: {
+        "counts": ("int64", (2, "N", "E")), "weights": ("float64", (2, "N", "E")), "squares": ("float64", (2, "N", "E")),
+        "columns": ("float64", (3, 2, "C")),
+    },
 }  # fmt: skip
 SECTIONS: dict[Phase, str] = {
     Phase.GRID: "survival", Phase.TIMES: "survival.curves", Phase.HAZARD: "survival.cox", Phase.SCORE: "survival.cox",
     Phase.MEANS: "survival.cox", Phase.RESIDUALS: "survival.cox", Phase.REGRESSION: "glm", Phase.DESCRIPTION: "describe",
-    Phase.WEIGHTED: "treatment", Phase.CENSORING: "survival.cox",
+    Phase.WEIGHTED: "treatment", Phase.CENSORING: "survival.cox", Phase.TREATED: "treatment",
 }  # fmt: skip
 
 
@@ -109,6 +117,8 @@ def check_section(study: Study, phase: Phase) -> None:
     if study.treatment is not None and phase in (Phase.REGRESSION, Phase.ALONE):
         name = "treatment" if phase is Phase.REGRESSION else "glm"  # the propensity model is a regression; no site fits its own
     lacking = not covariates(study) if name is None else section(study, name) is None
+    if phase in (Phase.WEIGHTED, Phase.TREATED) and (study.survival is None) != (phase is Phase.WEIGHTED):
+        lacking = True  # sums of an outcome that is no time, or of times
     if lacking:
         raise SiteError(Reason.UNDECLARED, f"the study has no [{name or 'survival.cox] or [glm'}]")
 
@@ -171,6 +181,8 @@ def check_request(study: Study, phase: Phase, given: Mapping[str, Any]) -> None:
     _check(wanted, given, sizes(study, phase, given))
     if "edges" in given and (given["edges"].max(initial=0) > 1 or given["edges"][-1] != 1):
         raise SiteError(Reason.UNDECLARED, "edges are 0 or 1, and the last is 1")
+    if phase is Phase.GRID and section(study, GRIDS[int(given["model"][0])] if given["model"][0] < len(GRIDS) else "none") is None:
+        raise SiteError(Reason.UNDECLARED, "the grid is asked about for an analysis that the study has not")
     if "from" in given and not -1 <= given["from"][0] < given["from"][1] < len(given["edges"]):
         raise SiteError(Reason.UNDECLARED, "an interval ends behind its start")
     if "scale" in given and not (given["scale"] > 0).all():

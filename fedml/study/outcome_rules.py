@@ -86,8 +86,12 @@ def _cox_problems(plan: CoxModel, cohort: Cohort) -> Iterator[str]:
 def _treatment_problems(plan: Treatment, cohort: Cohort, label: Label, *, other: str | None) -> Iterator[str]:
     if other is not None:
         yield f"[treatment] and [{other}] are not built in one study; give each its study"
-    if label not in ("number", "classes") or (label == "classes" and len(cohort.classes) != 2):
-        yield '[treatment] needs a number or two classes as target; set [model] task = "regression" or "classification"'
+    if label not in ("number", "classes", "time") or (label == "classes" and len(cohort.classes) != 2):
+        yield '[treatment] needs a number, two classes or a time as target; set [model] task = "regression", "classification" or "survival"'
+    if label == "time" and plan.trim:
+        yield '[treatment] trim is not built for times, whose intervals would be of other persons; use estimand = "overlap", or remove trim'
+    if label == "time" and cohort.time_to_event.entry is not None:
+        yield "[treatment] is not built with late entry; remove entry from [cohort] target"
     levels = {} if cohort.clinical is None else cohort.clinical.categories
     own = levels.get(plan.column)
     if own is None:

@@ -69,8 +69,8 @@ class Glm(Section):
 
 
 class Treatment(Section):
-    """``[treatment]``: comparison of two treatments by weights from a propensity score (``fedml glm``); the outcome is the target, a number
-    or two classes."""
+    """``[treatment]``: comparison of two treatments by weights from a propensity score; the outcome is the target, a number or two classes
+    (``fedml glm``), or a time to an event (``fedml survival``)."""
 
     column: str = Field(description="column of [cohort.clinical] categories with the treatments")
     levels: Annotated[tuple[Code, ...], Field(max_length=2)] = Field(
@@ -82,7 +82,7 @@ class Treatment(Section):
         description="ate: the effect in everyone (weights 1 / score); att: in the treated; overlap: in those who might get either",
     )
     trim: Annotated[float, Field(ge=0, lt=0.5)] = Field(
-        default=0.0, description="persons with a score below it or above 1 - it are left out; not built for overlap weights"
+        default=0.0, description="persons with a score below it or above 1 - it are left out; not built for overlap weights and times"
     )
     intercept: Literal["site", "one"] = Field(default="site", description="of the propensity model: one for each site, or one for all")
     level: Annotated[float, Field(ge=0.5, lt=1)] = Field(default=0.95, description="level of confidence intervals")

@@ -37,3 +37,4 @@ class Phase(StrEnum):
     DESCRIPTION = "description"
     WEIGHTED = "weighted"
     CENSORING = "censoring"
+    TREATED = "treated"

@@ -18,6 +18,7 @@ from fedml.analytics.pooling import two_stage
 from fedml.errors import RunError
 from fedml.strategies.agreement.step import Arrays, BySite
 from fedml.strategies.outcomes.work import Floats, Work, moments
+from fedml.study.study import Study
 from fedml.wire.records import Phase
 
 Edges = npt.NDArray[np.uint8]
@@ -72,6 +73,12 @@ def _free(work: Work, edges: Edges, *, by_site: bool) -> Any:
     if by_site:
         return BySite({site: free_before(own) for site, own in counts.items()})
     return free_before(np.sum(list(counts.values()), axis=0))
+
+
+def grid_of(study: Study, edges: Any) -> dict[str, Any]:
+    """The agreed grid: its ends, and the ends of the study's grid that were merged away."""
+    times = np.array(study.times.edges)
+    return {"ends": times[np.flatnonzero(edges)], "merged": times[np.flatnonzero(edges == 0)]}
 
 
 def check_counts(site: str, counts: Any) -> None:

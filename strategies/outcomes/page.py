@@ -159,7 +159,9 @@ def _cox(run: Path, found: Mapping[str, Any], unit: str, intervals: int) -> list
     rows: Rows = []
     for row, test in zip(found["coefficients"], found["proportional"]["terms"], strict=True):
         own = row[found["shown"]]
-        ratio = " ".join([number(math.exp(row["estimate"]), 3), f"({number(_exp(own['lower']), 3)} to {number(_exp(own['upper']), 3)})"])
+        ratio = " ".join(
+            [number(math.exp(row["estimate"]), 3), f"({number(exponent(own['lower']), 3)} to {number(exponent(own['upper']), 3)})"]
+        )
         rows.append([row["term"], ratio, number(row["estimate"]), number(own["error"], 3), number(row["robust"]["error"], 3),
                      p_value(own["p"]), p_value(row["robust"]["p"]), p_value(test["p"])])  # fmt: skip
     ratio_word = "subdistribution hazard ratio" if found["hazard"] == "subdistribution" else "hazard ratio"
@@ -181,7 +183,8 @@ def _cox(run: Path, found: Mapping[str, Any], unit: str, intervals: int) -> list
     return parts + write_meta(run, found, ratio=True)
 
 
-def _exp(value: float) -> float:
+def exponent(value: float) -> float:
+    """exp of a coefficient, finite for any."""
     return math.exp(min(value, 700.0))
 
 
@@ -260,6 +263,13 @@ def summary(found: Mapping[str, Any]) -> dict[str, Any]:
         own = found["treatment"]
         kept = ("estimand", "measure", "arms", "crude", "weighted", "ratio", "e_value", "balance", "propensity")
         out["treatment"] = {k: own[k] for k in kept}
+    if "weighted_curves" in found:
+        own = found["weighted_curves"]
+        parts = ("estimand", "grid", "differences", "hazard_ratio", "log_rank", "balance", "propensity")
+        short = ("persons", "events", "effective", "restricted_mean")
+        out["weighted_curves"] = {k: own[k] for k in parts} | {
+            "groups": {name: {k: group[k] for k in short} for name, group in own["groups"].items()}
+        }
     if "glm" in found:
         out["glm"] = {k: found["glm"][k] for k in ("family", "coefficients", "persons", "log_likelihood")}
     return out

@@ -17,6 +17,7 @@ from fedml.analytics import curves, outcome_forms
 from fedml.analytics.curves import LifeTable
 from fedml.runs.log import OUTCOMES_JSON, write_whole
 from fedml.strategies.outcomes import cox, page
+from fedml.strategies.outcomes.treated import compare_survival
 from fedml.strategies.outcomes.work import Floats, Work, finish, plain
 from fedml.study.study import Study
 from fedml.wire.records import Phase
@@ -31,6 +32,8 @@ def analyse_survival(work: Work) -> Path:
         RunError: a site stopped answering, sent numbers that contradict each other, or a model cannot be estimated.
     """
     study, run = work.study, work.run
+    if study.treatment is not None:
+        return compare_survival(work)
     found: dict[str, Any] = {"unit": study.times.time_unit, "event": study.cohort.time_to_event.names[0]}
     edges = np.ones(len(study.times.edges), np.uint8)
     persons: dict[str, int] = {}
@@ -40,19 +43,13 @@ def analyse_survival(work: Work) -> Path:
     if study.times.cox is not None:
         edges = work.edges(COX, edges)
         found["cox"] = cox.fit(work, edges)
-        found["cox"]["grid"] = grid_of(study, edges)
+        found["cox"]["grid"] = cox.grid_of(study, edges)
         persons = found["cox"]["persons"]
     found = plain(found)
     write_whole(run / OUTCOMES_JSON, (json.dumps(found, indent=1, allow_nan=False) + "\n").encode())
     page.write_survival(run, study, found)
     finish(work, "survival", persons, page.summary(found))
     return run / OUTCOMES_JSON
-
-
-def grid_of(study: Study, edges: Any) -> dict[str, Any]:
-    """The agreed grid: its ends, and the ends of the study's grid that were merged away."""
-    times = np.array(study.times.edges)
-    return {"ends": times[np.flatnonzero(edges)], "merged": times[np.flatnonzero(edges == 0)]}
 
 
 def _curves(work: Work, edges: Any) -> tuple[dict[str, Any], dict[str, int]]:
@@ -77,7 +74,7 @@ def _curves(work: Work, edges: Any) -> tuple[dict[str, Any], dict[str, int]]:
     for name, counts in zip(shown, [*total, total.sum(0)], strict=False):
         groups[name] |= _follow_up(counts, times)
     found: dict[str, Any] = {
-        "grid": grid_of(study, edges), "column": plan.groups, "level": plan.level, "groups": groups, "causes": list(target.names),
+        "grid": cox.grid_of(study, edges), "column": plan.groups, "level": plan.level, "groups": groups, "causes": list(target.names),
         "sites": {site: {label: _counted(counts[g], times) for g, label in enumerate(labels)} for site, counts in replies.items()},
     }  # fmt: skip
     if plan.groups:
