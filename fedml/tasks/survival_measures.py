@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from fedml.errors import NotBuilt
 from fedml.study.survival_section import Survival
 from fedml.tasks.counts import add_counts
 from fedml.tasks.interval_tools import Interval, Parts, no_interval, quantile, student
@@ -80,22 +81,6 @@ def _ibs(times: Survival) -> Callable[[Found, int | None], float]:
         return float(np.trapezoid(each, at) / (at[-1] - at[0])) if len(at) > 1 else float(each[0])
 
     return value
-
-
-def _ibs_interval(times: Survival) -> Callable[[Parts, int | None, float, tuple[int, int]], Interval]:
-    value, unit = _ibs(times), times.time_unit
-    scored = scored_places(times)
-
-    def find(parts: Parts, one: int | None, level: float, by: tuple[int, int]) -> Interval:
-        counts = add_counts(parts)
-        found = value(counts, None)
-        why = "the spread of Brier scores is not in the counts"
-        if math.isnan(found) and counts[TIMES].any():
-            first = scored[int(np.flatnonzero(np.isnan(brier(counts, scored)))[0])]
-            why = f"all persons who are left are censored by {times.edges[first]:g} {unit}; choose earlier horizons"
-        return no_interval(found, level, why)
-
-    return find
 
 
 def _ratio(concordant: float, comparable: float) -> float:
@@ -230,9 +215,10 @@ def survival_measures(times: Survival) -> tuple[Measure, ...]:
             bounds=(0.0, 1.0), guess=0.5, counted=False, additive=False, brief=False,
         ),
         Measure(
-            name="ibs", of="all", value=_ibs(times), interval=_ibs_interval(times),
+            name="ibs", of="all", value=_ibs(times), interval=NotBuilt("the spread of Brier scores is not in the counts"),
             printed="integrated Brier score", axis="Brier",
-            meaning=f"mean squared error of the predicted survival until {times.horizons[-1]:g} {times.time_unit}: 0 is perfect",
+            meaning=f"mean squared error of the predicted survival until {times.horizons[-1]:g} {times.time_unit}: 0 is perfect; not "
+            "defined if all who are left are censored before",
             bounds=None, guess=None, counted=False, additive=False, brief=True,
         ),
         Measure(
