@@ -15,7 +15,6 @@ from fedml.study.study import Study
 Found = Mapping[str, Any]
 _FORESTS = 12  # coefficients whose forest plot is drawn
 _FOUR = ("estimate", "error", "lower", "upper")
-_BALANCE = [f"{who}_{when}" for when in ("before", "after") for who in ("control", "treated", "smd")]
 _MODELS = {"fixed": "sites, one effect", "dersimonian_laird": "DerSimonian-Laird", "reml": "REML", "hartung_knapp": "Hartung-Knapp"}
 
 
@@ -46,7 +45,8 @@ def _shown_groups(found: Found) -> dict[str, Any]:
     return {name: g for name, g in groups.items() if name != "all" or len(groups) == 1}
 
 
-def _curves(study: Study, found: Found) -> str:
+def curves(study: Study, found: Found) -> str:
+    """Survival curves and their tests."""
     own, unit, event = found["curves"], found["unit"], found["event"]
     groups, level = _shown_groups(found), f"{100 * own['level']:g} %"
     alt = "Kaplan-Meier curves. " + "; ".join(f"{n}: {g['persons']:,} persons, {g['events']:,} with {event}" for n, g in groups.items())
@@ -106,7 +106,8 @@ def _by_site(found: Found) -> str:
     return table(found, "By site", ["site", "group", "persons", found["event"], f"person-{found['unit']}"], rows)
 
 
-def _model(key: str, study: Study, found: Found) -> str:
+def model(key: str, study: Study, found: Found) -> str:
+    """A Cox model or another regression (``key``)."""
     own = found[key]
     cox = key == "cox"
     ratio = cox or own["family"] != "gaussian"
@@ -230,64 +231,8 @@ def _meta(key: str, found: Found, ratio: bool) -> str:
     return table(found, "The sites' own models, combined", heads, rows)
 
 
-def _treatment(study: Study, found: Found) -> str:
-    own = found["treatment"]
-    control, treated = (arm["level"] for arm in own["arms"])
-    names = [
-        (n, ("treatment", n))
-        for n in ("crude", "weighted", "ratio", "doubly_robust")
-        if isinstance(own.get(n), Mapping) and "estimate" in own[n]
-    ]
-    labels = {
-        "crude": f"{own['measure']} difference, crude",
-        "weighted": f"{own['measure']} difference, weighted",
-        "ratio": "risk ratio, weighted",
-    }
-    rows: list[list[Cell]] = [
-        [
-            labels.get(n, n.replace("_", " ")),
-            *(Number(pointer(*at, k)) for k in ("estimate", "error", "lower", "upper")),
-            Number(pointer(*at, "p"), "p"),
-        ]
-        for n, at in names
-    ]
-    if own.get("e_value"):
-        rows += [[f"E-value of the {what}", Number(pointer("treatment", "e_value", k)), "", "", "", ""] for what, k in
-                 (("ratio", "estimate"), ("limit nearer to 1", "limit"))]  # fmt: skip
-    arms: list[list[Cell]] = [
-        [arm["level"], *(Number(pointer("treatment", "arms", k, key), kind) for key, kind in _ARM)] for k, arm in enumerate(own["arms"])
-    ]
-    balance: list[list[Cell]] = [
-        [row["column"], *(Number(pointer("treatment", "balance", k, field)) for field in _BALANCE)]
-        for k, row in enumerate(own["balance"])
-    ]  # fmt: skip
-    heads = ["column", *(f"{who}, {when}" for when in ("before", "weighted") for who in (control, treated, "SMD"))]
-    model: list[list[Cell]] = [
-        [row["term"], Number(pointer("treatment", "propensity", k, "estimate")),
-         Number(pointer("treatment", "propensity", k, "model", "error")),
-         Number(pointer("treatment", "propensity", k, "model", "p"), "p")] for k, row in enumerate(own["propensity"])
-    ]  # fmt: skip
-    text = (
-        f"{own['outcome']} of {treated} less {control}, weighted by a propensity score ({own['estimand'].upper()}). The comparison is of "
-        "treatments alone only if every common cause of treatment and outcome is in the propensity model."
-    )
-    note = "SMD: difference of means over the standard deviation before weighting; below 0.1 is usually called balanced."
-    arm_heads = ["treatment", "persons", "left out", "effective persons", f"crude {own['measure']}", f"weighted {own['measure']}", "SE"]
-    return section(
-        "treatment", "Comparison of treatments", paragraph(text),
-        table(found, "Effect", ["effect", "estimate", "SE", "lower", "upper", "p"], rows),
-        table(found, "Treatments", arm_heads, arms), table(found, "Balance", heads, balance, note),
-        table(found, "Propensity model", ["term", "log odds ratio", "SE", "p"], model),
-    )  # fmt: skip
-
-
-_ARM: tuple[tuple[str, Any], ...] = (
-    ("persons", "count"), ("trimmed", "count"), ("effective", "measure"), ("crude_mean", "measure"), ("mean", "measure"),
-    ("error", "measure"),
-)  # fmt: skip
-
-
-def _table1(study: Study, found: Found) -> str:
+def table1(study: Study, found: Found) -> str:
+    """The table of the persons."""
     rows: list[list[Cell]] = [
         [str(row[0]), *(Number(pointer("rows", k, j), "plain") for j in range(1, len(row)))] for k, row in enumerate(found["rows"])
     ]
@@ -296,7 +241,8 @@ def _table1(study: Study, found: Found) -> str:
     return section("table-1", "Table 1", table(found, "The persons", found["heads"], rows, note + (hidden if found["hidden"] else "")))
 
 
-def _say_curves(study: Study, found: Found) -> list[str]:
+def say_curves(study: Study, found: Found) -> list[str]:
+    """The summary's sentences."""
     own, unit = found["curves"], found["unit"]
     out = []
     for name, group in _shown_groups(found).items():
@@ -310,7 +256,9 @@ def _say_curves(study: Study, found: Found) -> list[str]:
     return out
 
 
-def _say_model(key: str) -> Callable[[Study, Found], list[str]]:
+def say_model(key: str) -> Callable[[Study, Found], list[str]]:
+    """A function for the summary's sentences."""
+
     def say(study: Study, found: Found) -> list[str]:
         rows = found[key]["coefficients"]
         small = [row for row in rows if (row["robust"]["p"] if row["robust"]["p"] is not None else 1) < 0.05]
@@ -327,18 +275,13 @@ def _say_model(key: str) -> Callable[[Study, Found], list[str]]:
     return say
 
 
-def _say_treatment(study: Study, found: Found) -> list[str]:
-    own = found["treatment"]
-    one, worst = own["weighted"], max((abs(r["smd_after"]) for r in own["balance"] if r["smd_after"] is not None), default=0.0)
-    text = f"Weighted difference {written(estimate(one['estimate'], one['lower'], one['upper']), 'estimate')}, p {p_text(one['p'])}."
-    return [text, f"Largest standardised mean difference after weighting: {worst:.3f}."]
-
-
-def _say_table(study: Study, found: Found) -> list[str]:
+def say_table(study: Study, found: Found) -> list[str]:
+    """The summary's sentences."""
     return [f"{words.count(len(found['rows']) - 1, 'line')} over {found['all']:,} persons, by site and in all."]
 
 
-def _cards_curves(found: Found) -> list[tuple[str, str, str]]:
+def cards_curves(found: Found) -> list[tuple[str, str, str]]:
+    """The page's cards."""
     groups = found["curves"]["groups"]
     whole = groups.get("all") or next(iter(groups.values()))
     test = found["curves"].get("log_rank")
@@ -346,24 +289,11 @@ def _cards_curves(found: Found) -> list[tuple[str, str, str]]:
             *([("log-rank", f"p {p_text(test['p'])}", "no difference between groups")] if test else [])]  # fmt: skip
 
 
-def _cards_model(key: str) -> Callable[[Found], list[tuple[str, str, str]]]:
+def cards_model(key: str) -> Callable[[Found], list[tuple[str, str, str]]]:
+    """A function for the page's cards."""
+
     def cards(found: Found) -> list[tuple[str, str, str]]:
         own = found[key]
         return [("coefficients", f"{len(own['coefficients'])}", "Cox model" if key == "cox" else _family(own).lower())]
 
     return cards
-
-
-PARTS: dict[str, Callable[[Study, Found], str]] = {
-    "rows": _table1, "curves": _curves, "cox": lambda study, found: _model("cox", study, found),
-    "glm": lambda study, found: _model("glm", study, found), "treatment": _treatment,
-}  # fmt: skip
-SENTENCES: dict[str, Callable[[Study, Found], list[str]]] = {
-    "rows": _say_table, "curves": _say_curves, "cox": _say_model("cox"), "glm": _say_model("glm"), "treatment": _say_treatment,
-}  # fmt: skip
-CARDS: dict[str, Callable[[Found], list[tuple[str, str, str]]]] = {
-    "curves": _cards_curves, "cox": _cards_model("cox"), "glm": _cards_model("glm"),
-    "treatment": lambda found: [
-        ("weighted difference", written(found["treatment"]["weighted"]["estimate"]), found["treatment"]["measure"]),
-    ],
-}  # fmt: skip

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from fedml.errors import InputError
+from fedml.experiments.report import outcome_parts as parts_of
 from fedml.experiments.report import outcome_tables as tables
 from fedml.experiments.report import words
 from fedml.experiments.report.markup import Cell, Number, answered, paragraph, section, table, terms
@@ -40,7 +41,7 @@ def render_outcomes(run: Path) -> str:
         results = json.loads((run / OUTCOMES_JSON).read_bytes())
         found = _figures(start, event, end, results)
         parts = [_short(study, found, start)]
-        parts += [build(study, found) for key, build in tables.PARTS.items() if key in found]
+        parts += [build(study, found) for key, build in parts_of.PARTS.items() if key in found]
         parts += [_left(start), _check(start, found)]
     except (OSError, ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
         raise InputError(f"{run / OUTCOMES_JSON}: cannot be read ({error!r}); give the unchanged folder of a run.") from error
@@ -68,6 +69,9 @@ def _figures(start: Start, event: Outcomes, end: End, results: Found) -> dict[st
     out = {key: value for key, value in results.items() if key not in ("persons", "limits", "values")}
     if "curves" in out:
         out["curves"] = {**out["curves"], "groups": {n: _group(g) for n, g in out["curves"]["groups"].items()}}
+    if "weighted_curves" in out:
+        own = out["weighted_curves"]
+        out["weighted_curves"] = {**own, "groups": {n: {**g, "restricted_mean": _means(g)} for n, g in own["groups"].items()}}
     for key in ("cox", "glm"):
         if key in out:
             out[key] = {**out[key], "coefficients": [{**row, "ratio": tables.ratio_of(out[key], row)} for row in out[key]["coefficients"]]}
@@ -84,10 +88,14 @@ def _group(group: Found) -> dict[str, Any]:
     out = {key: group[key] for key in ("time", "at_risk", "persons", "events", "person_time") if key in group}
     out["survival"] = group["survival"]
     out["quantiles"] = {q: _three(value, "log-log") for q, value in group["quantiles"].items()}
-    out["restricted_mean"] = {h: _by_error(*value) for h, value in group["restricted_mean"].items()}
+    out["restricted_mean"] = _means(group)
     if "follow_up" in group:
         out["follow_up"] = _three(group["follow_up"], "reverse Kaplan-Meier")
     return out
+
+
+def _means(group: Found) -> dict[str, Any]:
+    return {h: _by_error(*value) for h, value in group["restricted_mean"].items()}
 
 
 def _three(value: Any, method: str) -> dict[str, Any]:
@@ -112,7 +120,7 @@ def _plain(value: Any) -> Any:
 def _short(study: Study, found: Found, start: Start) -> str:
     sites = words.count(len(found["persons"]), "site")
     asked = f"{_NAMES[found['analysis']]} over {found['all']:,} persons of {sites}, as if all persons were in one table."
-    out = [text for key, say in tables.SENTENCES.items() if key in found for text in say(study, found)]
+    out = [text for key, say in parts_of.SENTENCES.items() if key in found for text in say(study, found)]
     trust = (
         "One trusts whoever ran this on one machine with the data of all sites."
         if start.engine != "deployment"
@@ -125,7 +133,10 @@ def _short(study: Study, found: Found, start: Start) -> str:
     rows = [("What was asked", [asked]), ("What came out", out), ("What it does not show", [limits]),
             ("What it cost in privacy", ["No noise was added. Exact sums over as many persons as the sites ask for left the sites."]),
             ("Whom one trusts", [trust])]  # fmt: skip
-    cards = [("persons", f"{found['all']:,}", sites), *(card for key, make in tables.CARDS.items() if key in found for card in make(found))]
+    cards = [
+        ("persons", f"{found['all']:,}", sites),
+        *(card for key, make in parts_of.CARDS.items() if key in found for card in make(found)),
+    ]
     items = "".join(
         f'<li><span class="what">{a}</span><span class="value">{b}</span><span class="more">{c}</span></li>' for a, b, c in cards
     )

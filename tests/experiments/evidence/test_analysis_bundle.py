@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,12 @@ KINDS: dict[str, tuple[str, Study]] = {
     "glm": ("glm", study_of(DRAWN, task="classification", target="b", glm={"covariates": ["age", "arm"]}, more={"classes": [0, 1]})),
     "describe": ("describe", study_of(DRAWN, task="regression", target="y", describe={"groups": "arm"})),
     "treatment": ("glm", study_of(DRAWN, task="regression", target="y", treatment={"column": "arm", "covariates": ["age", "stage"]})),
+    "weighted curves": ("survival", study_of(DRAWN, treatment={"column": "arm", "covariates": ["age", "stage"]})),
+    "weighted cox": ("survival", study_of(DRAWN, cox={"covariates": ["age", "arm"], "weights": "w"}, columns=["w"])),
+    "fine and gray": (
+        "survival",
+        study_of(replace(DRAWN, causes=2), cox={"covariates": ["age", "arm"], "hazard": "subdistribution", "baseline": "site"}),
+    ),
 }
 
 
@@ -51,8 +58,9 @@ def _finished(job: str, study: Study, folder: Path) -> Path:
 def bundles(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, bytes]]:
     folder, out = tmp_path_factory.mktemp("analyses"), {}
     write_sites(folder, DRAWN)
+    write_sites(folder / "two", replace(DRAWN, causes=2))
     for name, (job, study) in KINDS.items():
-        write_bundle(_finished(job, study, folder), folder / f"{name}.zip", KEY)
+        write_bundle(_finished(job, study, folder / "two" if name == "fine and gray" else folder), folder / f"{name}.zip", KEY)
         out[name] = unpack(folder / f"{name}.zip")
     return out
 
