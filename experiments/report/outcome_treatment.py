@@ -10,6 +10,7 @@ from fedml.experiments.report.markup import Cell, Number, paragraph, picture, se
 from fedml.experiments.report.outcome_tables import estimate, grid_words, p_text
 from fedml.experiments.report.pointers import pointer
 from fedml.experiments.report.survival_plots import curve_plot
+from fedml.strategies.outcomes.treated import coarse_words
 from fedml.study.study import Study
 
 Found = Mapping[str, Any]
@@ -100,7 +101,7 @@ def weighted_curves(study: Study, found: Found) -> str:
     text = f"{treated} less {control}, weighted by a propensity score ({own['estimand'].upper()}). The comparison is of {_CAUSES}"
     note = f"Limits of {level}. Standard errors are robust and take the weights as known."
     return section(
-        "weighted-curves", "Comparison of treatments", paragraph(text, grid_words(own["grid"], unit)),
+        "weighted-curves", "Comparison of treatments", paragraph(text, grid_words(own["grid"], unit) + coarse_words(own)),
         picture(svg, "Survival, weighted", caption),
         table(found, "Effect", ["effect", "estimate", "lower", "upper", "p"], rows, note),
         table(found, "Treatments", ["treatment", "persons", event, "effective persons",

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import html
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -66,10 +67,21 @@ def _compare(work: Work) -> dict[str, Any]:
     in_arms = {"counts": total["counts"][:, :1].sum(2), "columns": total["columns"], "arms": total["weights"][:, 0].sum(1)[:, None]}
     return {
         "column": plan.column, "estimand": plan.estimand, "level": plan.level, "grid": grid_of(study, edges), "groups": groups,
+        "filled": int((total["counts"][:, -1].sum(0) > 0).sum()),
         "differences": _differences(groups, model.arms, study, plan.level), "hazard_ratio": ratio, "log_rank": test,
         "propensity": model.rows, "balance": balance_rows(work, in_arms, model.design), "sites": model.persons, "treated": model.treated,
         "steps": model.fitted.steps,
     }  # fmt: skip
+
+
+def coarse_words(found: Mapping[str, Any]) -> str:
+    """A warning where persons leave in so few intervals that curves and means are coarse; "" elsewhere."""
+    if found["filled"] >= page.FEW_INTERVALS or not found["grid"]["merged"]:
+        return ""
+    return (
+        f" Persons leave in {found['filled']} of these intervals only: curves and means are coarse, and a mean is too large by up to half "
+        "an interval. Take fewer covariates, or covariates without rare levels."
+    )
 
 
 def _group(arm: weighted.Arm, counts: Any, times: Any, study: Study, level: float) -> dict[str, Any]:
@@ -132,7 +144,7 @@ def _parts(run: Path, study: Study, whole: dict[str, Any]) -> list[str]:
     ]  # fmt: skip
     level = f"{100 * found['level']:g} %"
     horizons = [f"weighted mean to {h} (SE)" for h in next(iter(found["groups"].values()))["restricted_mean"]]
-    grid = page.grid_sentence(found["grid"], unit, len(study.times.edges))
+    grid = page.grid_sentence(found["grid"], unit, len(study.times.edges)) + coarse_words(found)
     text = (
         f"{treated} and {control} in {OF[found['estimand']]} ({found['estimand'].upper()} weights), "
         f"{sum(found['sites'].values())} persons; intervals of {level}. {grid} Standard errors are robust and take the weights as known. "

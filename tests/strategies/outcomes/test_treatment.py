@@ -230,5 +230,5 @@ def test_what_a_study_cannot_ask_for_is_one_sentence(change: dict[str, Any], wor
 def test_other_analyses_need_their_own_study() -> None:
     with pytest.raises(InputError, match=r"\[treatment\] and \[glm\] are not built in one study"):
         study_of(task="regression", target="y", treatment=PLAN, glm={"covariates": ["age"]})
-    with pytest.raises(InputError, match=r"\[treatment\] needs a number or two classes"):
+    with pytest.raises(InputError, match=r"\[treatment\] needs a number, two classes or a time"):
         study_of(task="count", target="count", treatment=PLAN)
