@@ -32,6 +32,7 @@ MOST: dict[Phase, int] = {  # requests of an analysis
     Phase.GRID: 1000, Phase.TIMES: 1, Phase.MOMENTS: 1, Phase.HAZARD: cox.STEPS, Phase.SCORE: cox.STEPS + 2, Phase.MEANS: 1,
     Phase.RESIDUALS: 1, Phase.ALONE: 1, Phase.REGRESSION: glm.STEPS + 1, Phase.DESCRIPTION: 2,
     Phase.WEIGHTED: 2, Phase.CENSORING: 1, Phase.TREATED: 1,
+    Phase.STANDARDISED: 2,
 }  # fmt: skip
 
 
@@ -42,7 +43,7 @@ def check(state: Path, site: Site, request: Request, given: Mapping[str, Any], r
         return
     if request.round >= MOST[request.phase]:
         raise SiteError(Reason.ROUNDS, f"{request.phase} is requested {request.round + 1} times, an analysis needs {MOST[request.phase]}")
-    if request.phase in (*outcome_forms.OF_COX, Phase.REGRESSION, Phase.WEIGHTED, Phase.TREATED):
+    if request.phase in (*outcome_forms.OF_COX, Phase.REGRESSION, Phase.WEIGHTED, Phase.TREATED, Phase.STANDARDISED):
         design = {name: hashlib.sha256(given[name].tobytes()).hexdigest() for name in ("edges", "centre", "scale", "free") if name in given}
         pin(state, run, design, Reason.REPLAYED, "the design changed within the run")
     _count(state, request, given, site.manifest.policy.max_analyses, run)

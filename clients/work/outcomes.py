@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from flwr.app import RecordDict
 
-from fedml.analytics import glm, grid, outcome_forms, treatment
+from fedml.analytics import glm, grid, outcome_forms, standardise, treatment
 from fedml.clients.site.read import load_cohort
 from fedml.clients.work import describe, outcome_cox
 from fedml.clients.work.effective import effective_persons, few_effective
@@ -55,6 +55,8 @@ def analyse(request: Request, content: RecordDict) -> RecordDict:
         case Phase.WEIGHTED:
             z = (people.x - given["centre"]) / given["scale"]
             return _reply(treatment.site_sums(z, people.y, people.groups[1], _weights(request, people, given), given["at"]))
+        case Phase.STANDARDISED:
+            return _reply(_standardised(request, people, given))
         case Phase.TREATED:
             return _reply(_treated(request, people, given))
         case Phase.CENSORING:
@@ -225,15 +227,43 @@ def _regression(request: Request, people: Persons, given: Mapping[str, Any]) -> 
     else:
         family, y, offset = FAMILIES[request.study.traits.label], people.y, people.offset
     eta = x @ beta
-    if floor > 1 and family == "binomial" and few_effective(eta, floor):
-        raise SiteError(Reason.TOO_FEW, "at these coefficients the model's sums would be about few persons")
-    if family == "poisson" and floor > 1 and effective_persons(np.exp(eta - eta.max())) < max(floor, _FEWEST_SHARE * len(eta)):
-        raise SiteError(Reason.TOO_FEW, "at these coefficients the model's sums would be about few persons")
+    _check_effective(eta, family, floor)
     sums = glm.site_sums(x, y, beta, family, offset, robust=bool(given["robust"][0]))  # type: ignore[arg-type]
     return {
         "gradient": sums.gradient, "information": sums.information, "meat": sums.meat,
         "log_likelihood": np.array([sums.log_likelihood]), "squares": np.array([sums.squares]), "persons": np.array([sums.persons]),
     }  # fmt: skip
+
+
+def _standardised(request: Request, people: Persons, given: Mapping[str, Any]) -> dict[str, Any]:
+    plan, spec, family = request.study.glm, request.study.cohort.clinical, FAMILIES[request.study.traits.label]
+    assert plan is not None and plan.standardise is not None and spec is not None  # noqa: S101, PT018 - the form of the request was checked
+    names = columns_of(spec, plan.covariates)
+    one, beta, floor = np.ones((len(people.rows), 1)), given["beta_one"], floor_of(request)
+
+    def design(x: Floats) -> Floats:
+        return np.hstack([one, (x - given["centre"]) / given["scale"]])
+
+    levels = []
+    for level in spec.categories[plan.standardise]:
+        x = people.x.copy()
+        for at, name in enumerate(names):
+            if name.startswith(f"{plan.standardise}="):
+                x[:, at] = name == f"{plan.standardise}={level}"
+        levels.append(design(x))
+    for own in (design(people.x), *levels):
+        _check_effective(own @ beta + (0.0 if people.offset is None else people.offset), family, floor)
+    own_persons = standardise.Persons(design(people.x), people.y, people.offset)
+    found = standardise.site_sums(own_persons, levels, beta, family, given["at"])  # type: ignore[arg-type]
+    return {**found, "persons": np.array([len(people.rows)])}
+
+
+def _check_effective(eta: Floats, family: str, floor: int) -> None:
+    """Raises ``SiteError`` if sums with the weights of a regression are about few persons at these log odds or log rates."""
+    few = family == "binomial" and few_effective(eta, floor)
+    few = few or (family == "poisson" and effective_persons(np.exp(eta - eta.max())) < max(floor, _FEWEST_SHARE * len(eta)))
+    if floor > 1 and few:
+        raise SiteError(Reason.TOO_FEW, "at these coefficients the model's sums would be about few persons")
 
 
 def person_sets(request: Request) -> list[list[str]]:

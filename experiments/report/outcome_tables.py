@@ -133,8 +133,35 @@ def model(key: str, study: Study, found: Found) -> str:
     note += "robust variance." if shown(own) == "robust" else "model's variance."
     name = "Cox regression" if cox else f"{_family(own)} regression"
     return section(
-        key, name, paragraph(*lead), table(found, name, heads, rows, note), _forests(key, own, effect, ratio), _meta(key, found, ratio)
+        key,
+        name,
+        paragraph(*lead),
+        table(found, name, heads, rows, note),
+        _standardised(key, found),
+        _forests(key, own, effect, ratio),
+        _meta(key, found, ratio),
     )
+
+
+def _standardised(key: str, found: Found) -> str:
+    """The mean outcome if everyone had each level of a category."""
+    own = found[key].get("standardised")
+    if own is None:
+        return ""
+    first, rows = own["levels"][0]["level"], list[list[Cell]]()
+    for k, row in enumerate(own["levels"]):
+        names = {"mean": row["level"], "difference": f"{row['level']} less {first}", "log_ratio": f"log of {row['level']} / {first}"}
+        for what, name in names.items():
+            if row[what] is not None:
+                at = (key, "standardised", "levels", k, what)
+                numbers = [Number(pointer(*at, field)) for field in ("estimate", "error", "lower", "upper")]
+                rows.append([name, *numbers, Number(pointer(*at, "p"), "p") if what != "mean" else ""])
+    note = (
+        "By the regression (g-formula), over all persons; the errors allow for its coefficients being estimated. An effect only if every "
+        "common cause is among the covariates and the regression has their right form."
+    )
+    heads = ["mean outcome if all had", "estimate", "robust SE", "lower", "upper", "p"]
+    return table(found, f"Standardised by {own['column']}", heads, rows, note)
 
 
 def _family(own: Found) -> str:

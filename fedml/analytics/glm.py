@@ -61,6 +61,12 @@ def site_sums(x: Floats, y: Floats, beta: Floats, family: Family, offset: Floats
     return Sums(x.T @ rest, (x * weight[:, None]).T @ x, meat, float(each.sum()), float(squares.sum()), len(y))
 
 
+def mean_and_slope(eta: Floats, family: Family) -> tuple[Floats, Floats]:
+    """The mean of each person with the linear predictor ``eta``, and its derivative by it."""
+    mean, slope, _ = _moments(eta, np.zeros_like(eta), family)
+    return mean, slope
+
+
 def _moments(eta: Floats, y: Floats, family: Family) -> tuple[Floats, Floats, Floats]:
     """The mean, the variance function and the log-likelihood of each person."""
     if family == "gaussian":

@@ -21,6 +21,8 @@ covariates, K = 1 + C (the intercept first), R rows of the table, B bins and lev
                                                       near the means of the outcome in both arms
     treated      -> edges, design, beta_one           counts (2, N, E) as times, of control and treated; weights and squares: sums of
                                                       weights and of squared weights of the same persons; columns as of weighted
+    standardised -> design, beta_one, at              means (L,), products (L, L), slope, cross (L, K), persons; L levels
+                                                      (``fedml.analytics.standardise``)
 
 ``design``: centre and scale (C,) of the covariates. The steps of a Cox model of subdistribution hazards also have ``free`` (E,), the
 probability of no censoring before each interval's end.
@@ -61,6 +63,7 @@ REQUEST: dict[Phase, Form] = {
     Phase.WEIGHTED: {**_DESIGN, "beta_one": ("float64", ("K",)), "at": ("float64", (2,))},
     Phase.CENSORING: _EDGES,
     Phase.TREATED: {**_EDGES, **_DESIGN, "beta_one": ("float64", ("K",))},
+    Phase.STANDARDISED: {**_DESIGN, "beta_one": ("float64", ("K",)), "at": ("float64", ("L",))},
 }
 GRIDS = ("survival.curves", "survival.cox", "treatment")  # by the ``model`` of a request about the grid
 OF_COX = (Phase.HAZARD, Phase.SCORE, Phase.MEANS, Phase.RESIDUALS)
@@ -89,11 +92,15 @@ REPLY: dict[Phase, Form] = {
         "counts": ("int64", (2, "N", "E")), "weights": ("float64", (2, "N", "E")), "squares": ("float64", (2, "N", "E")),
         "columns": ("float64", (3, 2, "C")),
     },
+    Phase.STANDARDISED: {
+        "means": ("float64", ("L",)), "products": ("float64", ("L", "L")), "slope": ("float64", ("L", "K")),
+        "cross": ("float64", ("L", "K")), "persons": ("int64", (1,)),
+    },
 }  # fmt: skip
 SECTIONS: dict[Phase, str] = {
     Phase.GRID: "survival", Phase.TIMES: "survival.curves", Phase.HAZARD: "survival.cox", Phase.SCORE: "survival.cox",
     Phase.MEANS: "survival.cox", Phase.RESIDUALS: "survival.cox", Phase.REGRESSION: "glm", Phase.DESCRIPTION: "describe",
-    Phase.WEIGHTED: "treatment", Phase.CENSORING: "survival.cox", Phase.TREATED: "treatment",
+    Phase.WEIGHTED: "treatment", Phase.CENSORING: "survival.cox", Phase.TREATED: "treatment", Phase.STANDARDISED: "glm.standardise",
 }  # fmt: skip
 
 
@@ -148,6 +155,8 @@ def sizes(study: Study, phase: Phase, given: Mapping[str, Any]) -> dict[str, int
     if study.survival is not None:
         size |= {"T": len(study.survival.edges), "N": 1 + len(study.cohort.time_to_event.codes)}
     size["G"] = len(groups_of(study, "describe" if phase is Phase.DESCRIPTION else "survival.curves"))
+    if study.glm is not None and study.glm.standardise is not None and study.cohort.clinical is not None:
+        size["L"] = len(study.cohort.clinical.categories[study.glm.standardise])
     if study.describe is not None:
         numbers, rows = described(study)
         size |= {"Q": len(numbers), "R": rows}

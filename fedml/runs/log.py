@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 
 OUTCOMES_JSON, OUTCOMES_PAGE = "outcomes.json", "outcomes.html"
 OUTCOMES_FILES = (OUTCOMES_JSON, OUTCOMES_PAGE, "curves.tsv", "tests.tsv", "cox.tsv", "glm.tsv", "meta.tsv", "table1.csv", "table1.md",
-                  "curves.svg", "forest.svg", "propensity.tsv", "balance.tsv", "treatment.tsv")  # fmt: skip
+                  "curves.svg", "forest.svg", "propensity.tsv", "balance.tsv", "treatment.tsv", "standardised.tsv")  # fmt: skip
 FREQUENCIES_TABLE = "frequencies.tsv.gz"
 FREQUENCIES_FILES = (FREQUENCIES_TABLE, f"{FREQUENCIES_TABLE}.tbi")
 GWAS_TABLE, MANHATTAN, QQ = "gwas.tsv.gz", "manhattan.svg", "qq.svg"

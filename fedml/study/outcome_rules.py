@@ -54,6 +54,10 @@ def outcome_problems(
     if (plan := asked.get("treatment")) is not None:
         yield from _treatment_problems(plan, cohort, label, other=next((n for n in given if n not in ("treatment", "describe")), None))
     known = spec.columns if spec is not None else ()
+    if (glm := asked.get("glm")) is not None and (name := glm.standardise) is not None:
+        own = [c for c in glm.covariates if spec is not None and c in spec.categories]
+        if name not in own:
+            yield f'[glm] standardise is "{name}", which is no category among [glm] covariates{nearest(name, own)}'
     if (cox := asked.get("survival.cox")) is not None:
         yield from _cox_problems(cox, cohort)
     for name, section in asked.items():

@@ -66,6 +66,14 @@ class Glm(Section):
     )
     intercept: Literal["site", "one"] = Field(default="site", description="an intercept for each site, or one for all")
     level: Annotated[float, Field(ge=0.5, lt=1)] = Field(default=0.95, description="level of confidence intervals")
+    standardise: str | None = Field(
+        default=None,
+        description="a category among covariates, of which the mean outcome is given if everyone had each level (g-formula); default: none",
+    )
+
+    @model_serializer(mode="wrap")
+    def _without_later(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return without_unused(self, dump(self), first=("covariates", "intercept", "level"))
 
 
 class Treatment(Section):

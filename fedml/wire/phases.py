@@ -38,3 +38,4 @@ class Phase(StrEnum):
     WEIGHTED = "weighted"
     CENSORING = "censoring"
     TREATED = "treated"
+    STANDARDISED = "standardised"

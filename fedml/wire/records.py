@@ -47,7 +47,7 @@ _KINDS = "iufb"  # integers, floats, booleans: no objects, no text
 POLYGENIC = frozenset({Phase.FOLDS, Phase.BLOCKS, Phase.LEVEL, Phase.RIDGE})  # of a whole-genome regression
 OUTCOMES = frozenset({  # of an analysis of outcomes (``fedml.analytics.outcome_forms``)
     Phase.GRID, Phase.TIMES, Phase.MOMENTS, Phase.HAZARD, Phase.SCORE, Phase.MEANS, Phase.RESIDUALS, Phase.ALONE, Phase.REGRESSION,
-    Phase.DESCRIPTION, Phase.WEIGHTED, Phase.CENSORING, Phase.TREATED,
+    Phase.DESCRIPTION, Phase.WEIGHTED, Phase.CENSORING, Phase.TREATED, Phase.STANDARDISED,
 })  # fmt: skip
 ANALYSES = POLYGENIC | OUTCOMES | {
     Phase.GENOTYPES, Phase.COVARIATES, Phase.SUBSPACE, Phase.NULL, Phase.ASSOCIATION, Phase.FIT, Phase.GENES, Phase.FREQUENCIES,

@@ -271,5 +271,5 @@ def summary(found: Mapping[str, Any]) -> dict[str, Any]:
             "groups": {name: {k: group[k] for k in short} for name, group in own["groups"].items()}
         }
     if "glm" in found:
-        out["glm"] = {k: found["glm"][k] for k in ("family", "coefficients", "persons", "log_likelihood")}
+        out["glm"] = {k: found["glm"][k] for k in ("family", "coefficients", "persons", "log_likelihood", "standardised")}
     return out

@@ -36,7 +36,12 @@ from tests.trait import prepared
 DRAWN = Drawn(persons=(150, 120))
 KINDS: dict[str, tuple[str, Study]] = {
     "survival": ("survival", study_of(DRAWN, curves={"groups": "arm"}, cox={"covariates": COVARIATES})),
-    "glm": ("glm", study_of(DRAWN, task="classification", target="b", glm={"covariates": ["age", "arm"]}, more={"classes": [0, 1]})),
+    "glm": (
+        "glm",
+        study_of(
+            DRAWN, task="classification", target="b", glm={"covariates": ["age", "arm"], "standardise": "arm"}, more={"classes": [0, 1]}
+        ),
+    ),
     "describe": ("describe", study_of(DRAWN, task="regression", target="y", describe={"groups": "arm"})),
     "treatment": ("glm", study_of(DRAWN, task="regression", target="y", treatment={"column": "arm", "covariates": ["age", "stage"]})),
     "weighted curves": ("survival", study_of(DRAWN, treatment={"column": "arm", "covariates": ["age", "stage"]})),
