@@ -17,7 +17,7 @@ from fedml.study.outcome_rules import columns_of
 from fedml.wire.records import Phase
 
 _FEWEST_SHARE = 0.02  # of the persons, by their weights in the sums
-MOST_RATIO = 1000.0  # of two case weights
+MOST_RATIO = 20.0  # of two case weights
 
 
 def _followed(people: Persons, given: Mapping[str, Any], x: Floats) -> Followed:
@@ -37,11 +37,13 @@ def check_weights(request: Request, people: Persons) -> None:
     column, floor = outcome_forms.section(request.study, "survival.cox").weights, floor_of(request)
     if (people.weights <= 0).any():
         raise SiteError(Reason.BAD_DATA, f"[survival.cox] weights: column {column} has values of 0 or below; every weight is above 0")
-    if floor > 1 and (
-        people.weights.max() > MOST_RATIO * people.weights.min()
-        or effective_persons(people.weights) < max(floor, _FEWEST_SHARE * len(people.rows))
-    ):
-        raise SiteError(Reason.TOO_FEW, f"with the weights of column {column} the sums would be about few persons; take less unequal ones")
+    ratio = float(people.weights.max() / people.weights.min())
+    if floor > 1 and ratio > MOST_RATIO:
+        raise SiteError(
+            Reason.TOO_FEW,
+            f"[survival.cox] weights: column {column} has weights {ratio:.4g} times as large as others; at most {MOST_RATIO:g} times "
+            "is answered, or sums would be about the few who weigh most; truncate the weights",
+        )
 
 
 def sums(request: Request, people: Persons, given: Mapping[str, Any]) -> dict[str, Any]:

@@ -82,8 +82,7 @@ def analysed(manifests: tuple[str, ...], study: Study) -> Persons:
     weights = None if cox is None or cox.weights is None else column_of(cohort, study, cox.weights)
     if weights is not None:
         known = known & np.isfinite(weights)
-        own = np.unique(weights[np.isfinite(weights)])
-        masks += [weights == value for value in own] if len(own) <= FEW_VALUES else []  # sums of weights tell of the rarest
+        masks += _of_weights(weights)
     groups = [everyone]
     if (curves := outcome_forms.section(study, "survival.curves")) is not None and curves.groups is not None:
         values = column_of(cohort, study, curves.groups)
@@ -102,6 +101,26 @@ def analysed(manifests: tuple[str, ...], study: Study) -> Persons:
     offset = np.log(labels[rows, 1]) if counted else None
     return Persons(rows, x.astype(np.float64), levels, np.stack(groups)[:, rows], times, labels[rows, 0], offset,
                    None if weights is None else weights[rows])  # fmt: skip
+
+
+def _of_weights(weights: Floats) -> list[Bools]:
+    """Who has each case weight, if there are few; else who has the most common one and who has another, if most have it. A weighted sum
+    less a multiple of the same sum without weights is about those whose weight differs from that multiple."""
+    known = np.isfinite(weights)
+    own, counts = np.unique(weights[known], return_counts=True)
+    if len(own) <= FEW_VALUES:
+        return [weights == value for value in own]
+    common = own[counts.argmax()]
+    return [weights == common, known & (weights != common)] if 2 * counts.max() >= counts.sum() else []
+
+
+def _with_weights(weights: Floats | None, floor: int) -> int:
+    """Fewest persons in an interval whose weighted sum is about at least ``floor`` effective persons, (sum a)^2 / sum a^2, whatever their
+    weights: with the ratio r of largest to smallest, n persons are about at least 4 r n / (1 + r)^2 (Kantorovich's inequality)."""
+    if weights is None or floor <= 1 or not len(weights) or weights.min() <= 0:
+        return floor
+    ratio = float(weights.max() / weights.min())
+    return math.ceil(floor * (1 + ratio) ** 2 / (4 * ratio) - 1e-9)
 
 
 def floor_of(request: Request) -> int:
@@ -138,6 +157,7 @@ def cells_of(request: Request, model: int) -> Cells:
         kinds += [event == 0, *(event == code for code in range(2, len(study.cohort.time_to_event.codes)))] if stay else []
         kinds += [event != 1] if plan.ties == "efron" and not stay else []
         split = np.array([True, *[stay or plan.ties == "efron"] * len(people.levels)])
+        floor = _with_weights(people.weights, floor)
         if floor > 1:
             most = max(read_site_once(m).manifest.policy.max_analyses for m in request.manifests)
             least = max(floor, math.ceil(STEPS * most / max(people.x.shape[1], 1)) + 1)

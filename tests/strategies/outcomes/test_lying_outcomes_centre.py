@@ -404,8 +404,10 @@ def weighing(**changes: Any) -> Study:
 @pytest.mark.parametrize(
     ("edit", "expected"),
     [(lambda w: np.where(np.arange(len(w)) == 7, 0.0, w), "bad-data"), (lambda w: np.exp(np.linspace(-6, 6, len(w))), "too-few-persons"),
-     (lambda w: np.where(np.arange(len(w)) == 7, 2.0, 1.0), "too-few-persons"), (lambda w: w, "")],
-    ids=["zero", "few that outweigh all", "one person of a value", "honest"],
+     (lambda w: np.where(np.arange(len(w)) == 7, 2.0, 1.0), "too-few-persons"),
+     (lambda w: np.where(np.arange(len(w)) < 497, 1.0, w + 1.001), "too-few-persons"),
+     (lambda w: np.where(np.arange(len(w)) < 250, 1.0, w), ""), (lambda w: w, "")],
+    ids=["zero", "few that outweigh all", "one person of a value", "three persons of other weights", "many of one weight", "honest"],
 )  # fmt: skip
 def test_case_weights_that_single_out_a_person_are_refused(edit: Any, expected: str, centre: Centre) -> None:
     change(centre.folder, "clinical", lambda own: own.__setitem__("w", edit(own.w.to_numpy())))
