@@ -205,7 +205,11 @@ async def _ask(target: int, context: ssl.SSLContext, request: bytes) -> bytes:
 @contextmanager
 def replaying(target: int, seed: int, home: Path) -> Iterator[Network]:
     """A network that sends whole requests again when its fault is ``replays``: at once, before the true one, or some that are older."""
-    inner, outer, chance = ssl.create_default_context(cafile=str(home / "ca.pem")), ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), random.Random(seed)
+    inner, outer, chance = (
+        ssl.create_default_context(cafile=str(home / "ca.pem")),
+        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER),
+        random.Random(seed),
+    )
     outer.load_cert_chain(home / "server.pem", home / "server.key")
     past: list[bytes] = []
     tasks: set[asyncio.Task[None]] = set()

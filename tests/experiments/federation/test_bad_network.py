@@ -38,7 +38,9 @@ SITES = ("oslo", "porto", "utrecht")
 BAD = "oslo"  # the site behind the bad network
 ROUNDS, TIMEOUT = 8, 15
 MORE_SECONDS = 150  # start of the server app, agreement and last evaluation
-PLAN = STUDY.replace("lr = 0.05", 'optimizer = "sgd"\nlr = 0.01\nlocal_epochs = 60\nbatch_size = 10').replace("rounds = 2", f"rounds = {ROUNDS}")
+PLAN = STUDY.replace("lr = 0.05", 'optimizer = "sgd"\nlr = 0.01\nlocal_epochs = 60\nbatch_size = 10').replace(
+    "rounds = 2", f"rounds = {ROUNDS}"
+)
 PLAN = PLAN.replace("timeout = 40", f"timeout = {TIMEOUT}") + "[model]\nhidden = [64, 400]\n"  # a message of 100 kB
 # fault -> (how often it strikes at most, whether from the beginning: else after the first round). All lose messages but delays, throttles.
 CASES: dict[str, tuple[int, bool]] = {
