@@ -158,6 +158,10 @@ def _served(network: Network, joined: Callable[..., Awaitable[None]], context: s
         loop.set_exception_handler(lambda *_: None)  # a connection that ends badly is what it is for
         loop.create_task(serve())
         loop.run_forever()
+        for task in (tasks := asyncio.all_tasks(loop)):
+            task.cancel()
+        loop.run_until_complete(asyncio.gather(*tasks, return_exceptions=True))
+        loop.close()
 
     thread = threading.Thread(target=go, daemon=True)
     thread.start()

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -21,7 +22,7 @@ from fedml.clients.work import client
 from fedml.experiments.runs.run import new_run
 from fedml.flower import simulation
 from fedml.flower.grid import InProcessGrid
-from fedml.flower.superlink import stop_group
+from fedml.flower.superlink import command_path, stop_group
 from fedml.runs.events import NO_FINAL, Final, Round
 from fedml.runs.log import last, read_log
 from fedml.strategies.rounds import run_study
@@ -31,14 +32,16 @@ from tests.command import ROOT, command
 from tests.experiments.federation.test_federation import STUDY, make_site
 from tests.faults import AT_A_SITE, FILE, SITE
 from tests.federated import centre_up, join_centre, service_up, wait_for
+from tests.tracked import end, free_port, mlflow_server
 
 pytestmark = [pytest.mark.long, pytest.mark.federation]
 
 SITES = ("a", "b", "c", "d")
+SGD, SLOW = 'optimizer = "sgd"\nlr = 0.05', "local_epochs = 100\nbatch_size = 10"
 PLAN = (
     STUDY.replace('["oslo", "porto", "utrecht"]', json.dumps(SITES)).replace("rounds = 2", "rounds = 3").replace("quorum = 2", "quorum = 3")
 )
-PLAN = PLAN.replace("lr = 0.05", 'optimizer = "sgd"\nlr = 0.05')
+PLAN = PLAN.replace("lr = 0.05", SGD)
 
 
 @contextmanager
@@ -61,6 +64,8 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A centre that is up (``home``), four sites that approved ``trial.toml``, and the file of the fault."""
     folder = tmp_path_factory.mktemp("matrix")
     (folder / "trial.toml").write_text(PLAN)
+    longer = PLAN.replace('"trial"', '"long"').replace("rounds = 3", "rounds = 20")
+    (folder / "long.toml").write_text(longer.replace(SGD, f"{SGD}\n{SLOW}"))
     (folder / "fault").write_text("")
     with ExitStack() as stack:
         home = stack.enter_context(centre_up(folder / "home", "127.0.0.1", "127.0.0.1"))
@@ -70,8 +75,9 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
             manifest = site / "site.toml"
             manifest.write_text(manifest.read_text().replace("max_evaluations = 20\n", "max_evaluations = 1000\nmax_runs = 1000\n"))
             join_centre(site, home, "127.0.0.1", name=name)
-            told = command("fedml-site", "approve", "trial.toml", "--site", f"sites/{name}", "--yes", "--by", "Dr. Test", cwd=folder)
-            assert told.returncode == 0, told.stderr
+            for study in ("trial.toml", "long.toml"):
+                told = command("fedml-site", "approve", study, "--site", f"sites/{name}", "--yes", "--by", "Dr. Test", cwd=folder)
+                assert told.returncode == 0, told.stderr
             stack.enter_context(faulty_service(site, folder / "fault") if name == SITE else service_up(site))
         yield folder
 
@@ -112,6 +118,10 @@ def done(work: Path, words: tuple[str, ...], runs: Path) -> Path:
     return run
 
 
+def rounds_of(run: Path) -> list[Round]:
+    return [e for e in read_log(run)[0] if isinstance(e, Round)]
+
+
 def weights_of(run: Path) -> str:
     final = last(read_log(run)[0], NO_FINAL)
     assert isinstance(final, Final)
@@ -129,7 +139,34 @@ def test_a_fault_at_a_site(engine: str, fault: str, work: Path, tmp_path: Path, 
         known = in_process(work, tmp_path / "known")
     finally:
         (work / "fault").write_text("")
-    rounds = [e for e in read_log(run)[0] if isinstance(e, Round)]
-    assert [e.refused for e in rounds] == [{}, {SITE: AT_A_SITE[fault].code}, {}]
+    assert [e.refused for e in rounds_of(run)] == [{}, {SITE: AT_A_SITE[fault].code}, {}]
     assert weights_of(run) == weights_of(known)
     assert "oslo-017" not in (run / "events.jsonl").read_text(), "the text of an exception stays at the site"
+
+
+ASKED = {
+    "local": ("--sites", "sites"),
+    "simulation": ("--sites", "sites", "--engine", "simulation"),
+    "deployment": ("--engine", "deployment", "--superlink", "home"),
+}
+
+
+@pytest.mark.parametrize("engine", ASKED)
+def test_mlflow_goes_down_in_mid_run(engine: str, work: Path, tmp_path: Path) -> None:
+    port, runs = free_port(), tmp_path / "runs"
+    around = {"MLFLOW_TRACKING_URI": f"http://127.0.0.1:{port}", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1"}
+    words = [command_path("fedml"), "run", "long.toml", *ASKED[engine], "--json", "--runs", str(runs)]
+    with mlflow_server(tmp_path, port) as server:
+        run = subprocess.Popen(words, cwd=work, env={**os.environ, **around}, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        wait_for(lambda: run.poll() is not None or any(rounds_of(folder) for folder in runs.glob("*")), lambda: "no round")
+        assert run.poll() is None
+        end(server, signal.SIGKILL)
+        out, errors = run.communicate(timeout=400)
+    told = json.loads(out.strip().splitlines()[-1])
+    assert (run.returncode, told["status"], told["mlflow_run_id"]) == (3, "finished", None), errors
+    assert "fedml track --pending" in errors
+    assert "Traceback" not in errors
+    (folder,) = runs.iterdir()
+    assert [e.round for e in rounds_of(folder)] == list(range(1, 21))
+    pending = command("fedml", "track", str(folder), cwd=work, MLFLOW_TRACKING_URI=f"sqlite:///{tmp_path / 'mlflow.db'}")
+    assert pending.returncode == 0, pending.stderr
