@@ -1,7 +1,7 @@
 """Faults at a site, the same on each engine: a file names the fault that the work of site b meets in round 2.
 
-    fedml.clients.gate.local:app with ``install()``      the local engine and a simulation (``tests.faults:app`` is its client app)
-    python -m tests.faults SITE                          a real site (``fedml-site start``)
+    client.execute = faults.execute      in the process of the local engine; ``tests.faulty_app`` does so in those of a simulation
+    python -m tests.faults SITE          a real site (``fedml-site start``)
 
 FEDML_FAULT: the file. A site at which nothing is to fail is not touched.
 """
@@ -20,7 +20,6 @@ from typing import Any
 import torch
 from flwr.app import RecordDict
 
-from fedml.clients.gate import local
 from fedml.clients.work import client, known
 from fedml.wire.records import ARRAYS, Phase, array_record, pack, unpack_tensors
 
@@ -85,12 +84,6 @@ def execute(request: Any, content: RecordDict, memory: Any) -> RecordDict:
     if (request.name, request.phase, request.round) != (SITE, Phase.ROUND, ROUND):
         return _execute(request, content, memory)
     return struck(name, _execute, request, content, memory)
-
-
-def app(message: Any, context: Any) -> Any:
-    """The ClientApp of a simulation."""
-    client.execute = execute
-    return local.app(message, context)
 
 
 if __name__ == "__main__":

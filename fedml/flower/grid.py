@@ -44,8 +44,8 @@ def _pull_parts(object_ids: list[str], pull_object_fn: Callable[[str], bytes], *
 
 
 def pull_by(grid: Grid, message_ids: Iterable[str], until: float) -> Iterable[Message]:
-    """``grid.pull_messages``. A reply of which parts are still missing at ``until`` (``time.monotonic()``) is an error reply: its sender may
-    be gone, and Flower would wait for them for minutes."""
+    """``grid.pull_messages``. A reply of which parts are missing at ``until`` (``time.monotonic()``) is an error reply: its sender may be
+    gone, and Flower would wait for them for minutes."""
     _parts.until = until
     try:
         return grid.pull_messages(message_ids)

@@ -19,7 +19,8 @@ import pytest
 
 from fedml.clients.gate.local import app as local_app
 from fedml.clients.work import client
-from fedml.experiments.runs.run import new_run
+from fedml.experiments.federation.local import all_sites
+from fedml.experiments.runs.run import On, new_run, run
 from fedml.flower import simulation
 from fedml.flower.grid import InProcessGrid
 from fedml.flower.superlink import command_path, stop_group
@@ -88,12 +89,9 @@ def deployed(work: Path, runs: Path) -> Path:
 
 
 def simulated(work: Path, runs: Path) -> Path:
-    from fedml.experiments.federation.local import all_sites
-    from fedml.experiments.runs.run import On, run
-
     study, begin = read_study(work / "trial.toml"), simulation.write_app
     made = new_run(study, runs, None, engine="simulation", job="train")
-    with patch.object(simulation, "write_app", lambda app, apps, config: begin(app, {**apps, "client": "tests.faults:app"}, config)):
+    with patch.object(simulation, "write_app", lambda app, apps, config: begin(app, {**apps, "client": "tests.faulty_app:app"}, config)):
         outcome = run(study, all_sites(work / "sites"), made, On("simulation", work / "sites"))
     assert outcome.status == "finished", outcome.reason
     return made
@@ -170,3 +168,13 @@ def test_mlflow_goes_down_in_mid_run(engine: str, work: Path, tmp_path: Path) ->
     assert [e.round for e in rounds_of(folder)] == list(range(1, 21))
     pending = command("fedml", "track", str(folder), cwd=work, MLFLOW_TRACKING_URI=f"sqlite:///{tmp_path / 'mlflow.db'}")
     assert pending.returncode == 0, pending.stderr
+
+
+def test_a_simulation_that_ends_before_its_run_is_no_wait(work: Path, tmp_path: Path) -> None:
+    """Flower ends a simulation whose client app is none, and does not say so."""
+    study, begin = read_study(work / "trial.toml"), simulation.write_app
+    made = new_run(study, tmp_path / "runs", None, engine="simulation", job="train")
+    with patch.object(simulation, "write_app", lambda app, apps, config: begin(app, {**apps, "client": "tests.faults:execute"}, config)):
+        outcome = run(study, all_sites(work / "sites"), made, On("simulation", work / "sites"))
+    assert outcome.status == "failed"
+    assert "ended before the run" in outcome.reason
