@@ -43,7 +43,6 @@ def end_with_parent(*, all_children: bool = False) -> None:
                     if _began(process) == began:
                         os.kill(process, signal.SIGKILL)
             os._exit(0)
-        signal.alarm(int(2 * _GRACE_SECONDS))  # ends the process too where Python is ending, and no thread runs any longer
         os.kill(os.getpid(), signal.SIGTERM)
         time.sleep(_GRACE_SECONDS)
         os._exit(1)

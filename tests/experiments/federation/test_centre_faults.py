@@ -30,7 +30,7 @@ from tests.federated import doctor, join_centre, service_up, superlink_up, wait_
 pytestmark = [pytest.mark.long, pytest.mark.federation]
 
 SITES = ("oslo", "porto", "utrecht")
-ROUNDS, TIMEOUT = 30, 15
+ROUNDS, TIMEOUT = 30, 40
 # Rounds of about two seconds.
 PLAN = STUDY.replace("lr = 0.05", 'optimizer = "sgd"\nlr = 0.001\nlocal_epochs = 300\nbatch_size = 10')
 PLAN = PLAN.replace("rounds = 2", f"rounds = {ROUNDS}").replace("timeout = 40", f"timeout = {TIMEOUT}")
