@@ -30,8 +30,8 @@ from tests.federated import doctor, join_centre, service_up, superlink_up, wait_
 pytestmark = [pytest.mark.long, pytest.mark.federation]
 
 SITES = ("oslo", "porto", "utrecht")
-ROUNDS, TIMEOUT = 30, 40
-# Rounds of about two seconds.
+ROUNDS, SOME, TIMEOUT = 30, 8, 40
+# Rounds of about two seconds on an idle machine.
 PLAN = STUDY.replace("lr = 0.05", 'optimizer = "sgd"\nlr = 0.001\nlocal_epochs = 300\nbatch_size = 10')
 PLAN = PLAN.replace("rounds = 2", f"rounds = {ROUNDS}").replace("timeout = 40", f"timeout = {TIMEOUT}")
 LIVES = timedelta(seconds=100)  # of the certificate: the federation is up before
@@ -61,10 +61,10 @@ def told(run: subprocess.Popen[str]) -> tuple[int, dict[str, Any], str]:
 
 
 @contextmanager
-def sites_up(folder: Path, ports: dict[str, int]) -> Iterator[None]:
+def sites_up(folder: Path, ports: dict[str, int], rounds: int) -> Iterator[None]:
     """The sites' services, which approved ``trial.toml``. ``ports``: of those that call another port than the centre's."""
     home = folder / "home"
-    (folder / "trial.toml").write_text(PLAN)
+    (folder / "trial.toml").write_text(PLAN.replace(f"rounds = {ROUNDS}", f"rounds = {rounds}"))
     with ExitStack() as stack:
         for number, name in enumerate(SITES):
             site = folder / "sites" / name
@@ -90,7 +90,7 @@ def test_the_superlinks_database_is_gone(restarted: bool, tmp_path: Path) -> Non
     with ExitStack() as stack:
         first = stack.enter_context(ExitStack())
         first.enter_context(superlink_up(home, "127.0.0.1"))
-        stack.enter_context(sites_up(tmp_path, {}))
+        stack.enter_context(sites_up(tmp_path, {}, SOME))
         code, straight, errors = told(start(tmp_path, "straight"))
         assert code == 0, errors
         run = start(tmp_path, "gone")
@@ -164,7 +164,7 @@ def test_the_certificate_expires_in_mid_run(tmp_path: Path) -> None:
         network = stack.enter_context(bad_network(port, 3))
         first = stack.enter_context(ExitStack())
         first.enter_context(superlink_up(home, "127.0.0.1"))
-        stack.enter_context(sites_up(tmp_path, {"oslo": network.port}))
+        stack.enter_context(sites_up(tmp_path, {"oslo": network.port}, ROUNDS))
         run = start(tmp_path, "expired")
         assert time.monotonic() < over, "the federation is too slow for this test"
         wait_for(lambda: time.monotonic() > over + 2 or run.poll() is not None, lambda: "", 200)
