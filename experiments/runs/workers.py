@@ -30,7 +30,7 @@ log = logging.getLogger("fedml")
 WORTH_SECONDS = 12.0  # of work that is left: starting a process takes about 3 s of a core
 _MOST = 2**40  # bytes of a reply
 _AHEAD = 2  # replies of one process that wait to be taken
-_TRIES = 2  # processes that may end over one message
+_TRIES = 2  # processes that may end over one message, or in a row before they are ready
 
 
 def share_out(persons: Sequence[int], processes: int) -> list[int]:
@@ -78,7 +78,7 @@ class _Process:
         return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
 
     def _serve(self) -> None:
-        item, tries = None, 0
+        item, tries, failed = None, 0, 0
         while True:
             try:
                 self._configure()
@@ -94,7 +94,8 @@ class _Process:
                     self._give_up(item if item is not None else self.asked.get())
                     return
                 log.error("a process of the local engine ended (%s, code %s)", error, self.process.poll())
-            if not self.ready.is_set():  # it cannot start, and neither would another
+            failed = 0 if self.ready.is_set() else failed + 1
+            if failed == _TRIES:  # they cannot start, and neither would another
                 self._give_up(item if item is not None else self.asked.get())
                 return
             if item is not None and tries == _TRIES:  # it may be the message of which processes end, such as one that takes all memory

@@ -310,11 +310,13 @@ def test_killed_at_random_moments_of_a_study_of_four_hospitals(study: str, tmp_p
     while sum(where.values()) < kills:
         number += 1
         assert number <= 4 * kills, (where, early)
-        run = begun(tmp_path, words, f"runs-{number}", **store)
-        time.sleep(chance.random() * seconds)
+        run, done = begun(tmp_path, words, f"runs-{number}", **store), chance.randrange(11)  # rounds, whatever the machine's load
+        (folder,) = (tmp_path / f"runs-{number}").iterdir()
+        while run.poll() is None and sum(row["event"] == "round" for row in read_events(folder)[0]) < done:
+            time.sleep(0.005)
+        time.sleep(chance.random() * seconds / 12)
         run.kill()
         run.communicate()
-        (folder,) = (tmp_path / f"runs-{number}").iterdir()
         again = fedml(tmp_path, *words, "--resume", str(folder), **store)
         out, errors = again.communicate(timeout=300)
         if again.returncode == 2 and "is finished" in errors:
