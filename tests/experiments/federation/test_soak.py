@@ -68,9 +68,9 @@ def resident_of(process: int) -> int:
 def test_a_real_federation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The network of one site has another fault every few seconds."""
     monkeypatch.setattr(test_bad_network, "PLAN", STUDY.replace("rounds = 2", f"rounds = {ROUNDS}").replace(
-        "timeout = 40", "timeout = 5").replace("lr = 0.05", 'optimizer = "sgd"\nlr = 0.01') + "[model]\nhidden = [64, 100]\n")  # fmt: skip
+        "timeout = 40", "timeout = 20").replace("lr = 0.05", 'optimizer = "sgd"\nlr = 0.01') + "[model]\nhidden = [64, 100]\n")  # fmt: skip
     monkeypatch.setattr(test_bad_network, "ROUNDS", ROUNDS)
-    monkeypatch.setattr(test_bad_network, "TIMEOUT", 5)
+    monkeypatch.setattr(test_bad_network, "TIMEOUT", 20)
     over, chance, resident = threading.Event(), random.Random(SEED), list[int]()
     with federation(tmp_path, "bytes") as (home, network):
         (superlink,) = processes("fedml.flower.front", str(home))
