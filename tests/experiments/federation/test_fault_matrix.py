@@ -166,7 +166,8 @@ def test_mlflow_goes_down_in_mid_run(engine: str, work: Path, tmp_path: Path) ->
     assert "Traceback" not in errors
     (folder,) = runs.iterdir()
     assert [e.round for e in rounds_of(folder)] == list(range(1, 21))
-    pending = command("fedml", "track", str(folder), cwd=work, MLFLOW_TRACKING_URI=f"sqlite:///{tmp_path / 'mlflow.db'}")
+    with mlflow_server(tmp_path, port):
+        pending = command("fedml", "track", str(folder), cwd=work, MLFLOW_TRACKING_URI=around["MLFLOW_TRACKING_URI"])
     assert pending.returncode == 0, pending.stderr
 
 
