@@ -16,7 +16,7 @@ from flwr.serverapp import Grid
 
 from fedml.contract.witness import Witness, read_witness
 from fedml.errors import Reason, RunError, SiteError
-from fedml.flower.grid import NOT_THERE, wants_packing
+from fedml.flower.grid import NOT_THERE, pull_by, wants_packing
 from fedml.study.study import Study
 from fedml.wire.packing import bundle, unbundle
 from fedml.wire.records import CONFIG, JOURNAL, Phase, config_record, holds, size_bytes
@@ -154,7 +154,7 @@ def answers(
     for node, size, message_id in sent:
         site = names.get(node, str(node))
         until = timeout if patience is None else min(timeout, patience.seconds.get(site, timeout))
-        reply = _pull(grid, message_id, start + until) if message_id in accepted else None
+        reply = _pull(grid, message_id, start + until, start + timeout) if message_id in accepted else None
         if reply is None and until < timeout and message_id in accepted:
             slow.append((node, size, message_id))
             continue
@@ -169,7 +169,7 @@ def answers(
         still = []
         for node, size, message_id in slow:
             site = names.get(node, str(node))
-            reply = _pull(grid, message_id, 0.0)
+            reply = _pull(grid, message_id, 0.0, start + timeout)
             if reply is None and reason is None:
                 still.append((node, size, message_id))
                 continue
@@ -197,10 +197,11 @@ def _problem(check: Callable[[str, RecordDict], None], site: str, reply: Message
     return None, came
 
 
-def _pull(grid: Grid, message_id: str, deadline: float) -> Message | None:
+def _pull(grid: Grid, message_id: str, deadline: float, whole: float) -> Message | None:
+    """The reply if it is there by ``deadline``, with all its parts by ``whole``."""
     wait = _FIRST_WAIT
     while True:
-        for reply in grid.pull_messages([message_id]):
+        for reply in pull_by(grid, [message_id], whole):
             return reply
         if time.monotonic() >= deadline:
             return None

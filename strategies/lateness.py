@@ -17,6 +17,7 @@ from typing import final
 from flwr.serverapp import Grid
 
 from fedml.errors import Reason
+from fedml.flower.grid import pull_by
 from fedml.strategies.exchange import Answer, Patience
 from fedml.study.study import Study
 
@@ -51,7 +52,7 @@ class Lateness:
         """Site -> ``late``, of those that still work at an earlier round. A reply that is there by now is thrown away."""
         now = time.monotonic()
         for site, (message, sent) in list(self.owed.items()):
-            if now - sent > self.study.federation.timeout or list(grid.pull_messages([message])):
+            if now - sent > self.study.federation.timeout or list(pull_by(grid, [message], now)):
                 del self.owed[site]
         return dict.fromkeys(self.owed, str(Reason.LATE))
 

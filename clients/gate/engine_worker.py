@@ -47,7 +47,8 @@ def _serve(source: int, out: int, config: dict[str, Any]) -> None:
         node = asked["node"]
         if node not in grids:
             grids[node] = InProcessGrid(app, [asked["node_config"]], config)
-            grids[node].state_of(1).update(from_bytes(payloads[1]))
+            if payloads[1]:  # else this process stands in for one that was killed: what the node kept is in the run's folder
+                grids[node].state_of(1).update(from_bytes(payloads[1]))
         message = Message(from_bytes(payloads[0]), 1, asked["kind"], ttl=asked["ttl"])
         (reply,) = grids[node].send_and_receive([message])
         if reply.has_error():

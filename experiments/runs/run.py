@@ -247,6 +247,7 @@ def _wait_for_end(study: Study, run: Path, home: Path, number: int) -> None:
 
 
 def _simulate(study: Study, sites_folder: Path, run: Path, debug: bool, job: Job) -> None:
+    from fedml.flower.parent import has_left
     from fedml.flower.simulation import run_simulation
 
     cpus = os.cpu_count() or 1
@@ -258,5 +259,6 @@ def _simulate(study: Study, sites_folder: Path, run: Path, debug: bool, job: Job
         len(study.federation.sites),
         cpus_per_node=study.training.threads,
         finished=lambda: _ended(run),
+        left=lambda: has_left(run),
         debug=debug,
     )

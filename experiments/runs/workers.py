@@ -14,6 +14,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from statistics import fmean
 from typing import Any, final
@@ -29,6 +30,7 @@ log = logging.getLogger("fedml")
 WORTH_SECONDS = 12.0  # of work that is left: starting a process takes about 3 s of a core
 _MOST = 2**40  # bytes of a reply
 _AHEAD = 2  # replies of one process that wait to be taken
+_TRIES = 2  # processes that may end over one message, or in a row before they are ready
 
 
 def share_out(persons: Sequence[int], processes: int) -> list[int]:
@@ -54,39 +56,80 @@ class _Asked:
     reply: Message | None = None
 
 
+_Item = tuple[_Asked, dict[str, Any], list[bytes]]  # what is asked: header and payloads
+
+
 @final
 class _Process:
-    """One further process, and the thread that writes to it and reads from it."""
+    """One further process, and the thread that writes to it and reads from it. One that is killed is replaced, and asked again."""
 
     def __init__(self, config: Mapping[str, Any]) -> None:
-        command = [sys.executable, "-P", "-m", "fedml.clients.gate.engine_worker"]
-        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-        self.asked: queue.SimpleQueue[tuple[_Asked, dict[str, Any], list[bytes]] | None] = queue.SimpleQueue()
+        self.asked: queue.SimpleQueue[_Item | None] = queue.SimpleQueue()
         self.room = threading.Semaphore(_AHEAD)
         self.ready = threading.Event()
-        self._config = dict(config)
+        self._config, self._lock, self._closed, self._most = dict(config), threading.Lock(), False, 0.0
+        self.process = self._begun()
         self._thread = threading.Thread(target=self._serve, name="fedml-worker", daemon=True)
         self._thread.start()
 
+    @staticmethod
+    def _begun() -> subprocess.Popen[bytes]:
+        command = [sys.executable, "-P", "-m", "fedml.clients.gate.engine_worker"]
+        return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+
     def _serve(self) -> None:
+        item, tries, failed = None, 0, 0
+        while True:
+            try:
+                self._configure()
+                while item is not None or (item := self.asked.get()) is not None:
+                    if not tries:
+                        self.room.acquire()  # replies that nobody has taken yet must not fill the memory
+                    tries += 1
+                    self._exchange(item)
+                    item, tries = None, 0
+                return
+            except (OSError, ValueError) as error:
+                if self._closed:
+                    self._give_up(item if item is not None else self.asked.get())
+                    return
+                log.error("a process of the local engine ended (%s, code %s)", error, self.process.poll())
+            failed = 0 if self.ready.is_set() else failed + 1
+            if failed == _TRIES:  # they cannot start, and neither would another
+                self._give_up(item if item is not None else self.asked.get())
+                return
+            if item is not None and tries == _TRIES:  # it may be the message of which processes end, such as one that takes all memory
+                self._refuse(item[0])
+                item, tries = None, 0
+            self._replace()
+
+    def _configure(self) -> None:
+        into, out = self._pipes()
+        write_frame(into, {"config": self._config})
+        if read_frame(out, _MOST) is None:
+            raise ValueError("it did not start")
+        self.ready.set()
+
+    def _exchange(self, item: _Item) -> None:
+        (into, out), (asked, header, payloads) = self._pipes(), item
+        write_frame(into, header, payloads)
+        frame = read_frame(out, _MOST)
+        if frame is None:
+            raise ValueError("the process ended")
+        self._answer(asked, *frame)
+
+    def _pipes(self) -> tuple[int, int]:
         assert self.process.stdin is not None  # noqa: S101 - they are pipes
         assert self.process.stdout is not None  # noqa: S101
-        into, out = self.process.stdin.fileno(), self.process.stdout.fileno()
-        try:
-            write_frame(into, {"config": self._config})
-            if read_frame(out, _MOST) is not None:
-                self.ready.set()
-            while (item := self.asked.get()) is not None:
-                asked, header, payloads = item
-                self.room.acquire()  # replies that nobody has taken yet must not fill the memory
-                write_frame(into, header, payloads)
-                frame = read_frame(out, _MOST)
-                if frame is None:
-                    raise ValueError("the process ended")
-                self._answer(asked, *frame)
-        except (OSError, ValueError) as error:
-            log.error("a process of the local engine ended (%s, code %s); its sites do not answer", error, self.process.poll())
-            self._give_up(item if "item" in locals() else self.asked.get())  # it may end before it is asked anything
+        return self.process.stdin.fileno(), self.process.stdout.fileno()
+
+    def _replace(self) -> None:
+        """Another process in the place of one that ended; what sites keep between rounds it reads from the run's folder."""
+        with self._lock:
+            if not self._closed:
+                self.ready.clear()
+                self._end()
+                self.process = self._begun()
 
     def _answer(self, asked: _Asked, head: dict[str, Any], parts: list[bytes]) -> None:
         if "reason" in head:
@@ -95,27 +138,37 @@ class _Process:
             asked.reply = Message(from_bytes(parts[0]), reply_to=asked.message)
         asked.done.set()
 
-    def _give_up(self, item: tuple[_Asked, dict[str, Any], list[bytes]] | None) -> None:
+    @staticmethod
+    def _refuse(asked: _Asked) -> None:
+        asked.reply = Message(Error(ERROR_CODE, str(Reason.INTERNAL)), reply_to=asked.message)
+        asked.done.set()
+
+    def _give_up(self, item: _Item | None) -> None:
         """Answers what is asked of the process, now and later, with ``internal``."""
         while item is not None:
-            asked = item[0]
-            asked.reply = Message(Error(ERROR_CODE, str(Reason.INTERNAL)), reply_to=asked.message)
-            asked.done.set()
+            self._refuse(item[0])
             item = self.asked.get()
 
-    def close(self) -> float:
-        """Ends the process; the most memory that it had, in MB."""
-        self.asked.put(None)
-        most = 0.0
+    def _end(self) -> None:
+        """Ends the process, and notes the most memory that it had, in MB."""
         if self.process.poll() is None:
             self.process.kill()
             _, status, used = os.wait4(self.process.pid, 0)
             self.process.returncode = os.waitstatus_to_exitcode(status)
-            most = used.ru_maxrss / (1024 if sys.platform == "linux" else 1024**2)  # of Linux in kB, of macOS in bytes
+            # of Linux in kB, of macOS in bytes
+            self._most = max(self._most, used.ru_maxrss / (1024 if sys.platform == "linux" else 1024**2))
         for pipe in (self.process.stdin, self.process.stdout):
             if pipe is not None:
-                pipe.close()
-        return most
+                with suppress(OSError):  # what was not written to a process that ended
+                    pipe.close()
+
+    def close(self) -> float:
+        """Ends the process; the most memory that it had, in MB."""
+        with self._lock:
+            self._closed = True
+            self.asked.put(None)
+            self._end()
+        return self._most
 
 
 @final

@@ -6,10 +6,11 @@ Uses Flower's non-public ``TaskIdentity`` (``Message`` reads it), ``Run`` and me
 from __future__ import annotations
 
 import itertools
+import math
+import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
-from functools import partial
-from typing import Protocol
+from typing import Any, Protocol
 
 from flwr.app import Context, Message, RecordDict
 from flwr.common.constant import ErrorCode
@@ -26,11 +27,30 @@ NodeConfig = dict[str, bool | int | float | str]
 App = Callable[[Message, Context], Message]  # a ClientApp, or a site's gate
 
 
+_parts = threading.local()  # until: when this thread gives up missing parts of a reply
+
+
 def ask_for_parts_sooner() -> None:
-    """At a SuperLink: retries a missing part of a reply after 0.05 s instead of Flower's 1 s."""
+    """At a SuperLink: retries a missing part of a reply after 0.05 s instead of Flower's 1 s, and until the time of ``pull_by``."""
     from flwr.superlink.grid import http_grid
 
-    vars(http_grid)["pull_objects"] = partial(pull_objects, initial_backoff=0.05, backoff_cap=2.0)
+    vars(http_grid)["pull_objects"] = _pull_parts
+
+
+def _pull_parts(object_ids: list[str], pull_object_fn: Callable[[str], bytes], **how: Any) -> dict[str, bytes]:
+    left = getattr(_parts, "until", math.inf) - time.monotonic()
+    how |= {"max_time": max(left, 0.0)} if left < math.inf else {}
+    return pull_objects(object_ids, pull_object_fn, **how, initial_backoff=0.05, backoff_cap=2.0)
+
+
+def pull_by(grid: Grid, message_ids: Iterable[str], until: float) -> Iterable[Message]:
+    """``grid.pull_messages``. A reply of which parts are missing at ``until`` (``time.monotonic()``) is an error reply: its sender may be
+    gone, and Flower would wait for them for minutes."""
+    _parts.until = until
+    try:
+        return grid.pull_messages(message_ids)
+    finally:
+        _parts.until = math.inf
 
 
 def wants_packing(grid: Grid) -> bool:

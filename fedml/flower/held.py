@@ -117,6 +117,7 @@ class Arrivals:
 def watch(arrivals: Arrivals) -> None:
     """Tells ``arrivals`` what Flower's database stores from now on."""
     store, put = SqlLinkState.store_message_and_object_tree, SqlLinkState.store_object
+    lately, lock = dict[tuple[str, str], None](), threading.Lock()  # (session, part) that were stored
 
     @wraps(store)
     def stored(self: Any, message: Any, object_tree: Any, session_id: str) -> Any:
@@ -128,10 +129,16 @@ def watch(arrivals: Arrivals) -> None:
 
     @wraps(put)
     def kept(self: Any, run_id: int, session_id: str, object_id: str, content: bytes) -> Any:
-        found = put(self, run_id, session_id, object_id, content)
+        found, part = put(self, run_id, session_id, object_id, content), (session_id, object_id)
         if found:
             arrivals.put(object_id)
-        return found
+        with lock:
+            if found:
+                lately[part] = None
+                if len(lately) > _OPEN:
+                    del lately[next(iter(lately))]
+            # Sent again, because the answer to the first time was lost: Flower refuses it, and the sender would give up the whole message.
+            return part in lately
 
     database: Any = SqlLinkState
     database.store_message_and_object_tree, database.store_object = stored, kept

@@ -17,8 +17,9 @@ from fedml.flower.superlink import free_ports, log_tail, log_text, start_superli
 
 
 def run_simulation(
-    apps: Mapping[str, str], config: Mapping[str, str], nodes: int, *, cpus_per_node: int, finished: Callable[[], bool], debug: bool = False
-) -> None:
+    apps: Mapping[str, str], config: Mapping[str, str], nodes: int, *, cpus_per_node: int, finished: Callable[[], bool],
+    left: Callable[[], bool], debug: bool = False,
+) -> None:  # fmt: skip
     """Runs the apps in Flower's simulation and returns when ``finished()`` is true.
 
     Args:
@@ -27,6 +28,7 @@ def run_simulation(
         nodes: simulated SuperNodes.
         cpus_per_node: CPUs that Ray reserves for each node.
         finished: called a few times a second; true once the run's log has its "end" event.
+        left: true once the process of the server app has ended, well or not.
         debug: keep Flower's files and print their folder.
 
     Raises:
@@ -44,9 +46,9 @@ def run_simulation(
             while not finished():
                 if superlink.poll() is not None:
                     raise RunError(f"Flower's SuperLink ended unexpectedly: {log_tail(home)}")
-                if "raised an exception" in log_text(home):
-                    time.sleep(2)  # the "end" event may not be on the disk yet
-                    if not finished():
+                if left() or _is_over(home):
+                    time.sleep(2)  # the "end" event may not be on the disk yet; and a process that just begins can look as if it had left
+                    if not finished() and (left() or _is_over(home)):
                         raise RunError(f"Flower's simulation ended before the run: {log_tail(home)}")
                 time.sleep(0.2)
         finally:
@@ -56,3 +58,7 @@ def run_simulation(
             print(f"Flower's files: {home}", file=sys.stderr)
         else:
             shutil.rmtree(home, ignore_errors=True)
+
+
+def _is_over(home: Path) -> bool:
+    return "raised an exception" in log_text(home)

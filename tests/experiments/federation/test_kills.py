@@ -152,7 +152,7 @@ def test_a_site(work: Path) -> None:
                 process = running(site.state)
                 assert process
                 os.kill(process, signal.SIGKILL)
-                wait(lambda name=name: not processes("fedml.flower.supernode", f"sites/{name}/"), f"{name}: an orphan SuperNode")
+                wait(lambda name=name: not processes("fedml.flower.supernode", f"{work}/sites/{name}/"), f"{name}: an orphan SuperNode")
                 start_site(site)
                 wait(lambda name=name, before=before: joined(work, name) > before, f"{name} is not back")
     assert all_take_part(work)
@@ -166,7 +166,7 @@ def test_a_supernode(work: Path) -> None:
                 group = names[at : at + len(SITES)]
                 before = {name: joined(work, name) for name in group}
                 for name in group:
-                    (process,) = processes("fedml.flower.supernode", f"sites/{name}/")
+                    (process,) = processes("fedml.flower.supernode", f"{work}/sites/{name}/")
                     os.kill(process, signal.SIGKILL)
                 for name in group:
                     wait(lambda name=name, before=before: joined(work, name) > before[name], f"{name}'s SuperNode is not back", 90)

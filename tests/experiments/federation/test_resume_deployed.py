@@ -94,9 +94,9 @@ def test_a_killed_server_process(work: Path, straight: dict[str, Any]) -> None:
     for number in range(KILLS):
         runs = f"server-{number}"
         wait(lambda: not processes("flwr-serverapp", str(home)), "the server app of an earlier run is still there")
-        run = start(work, "trial.toml", runs)
-        wait(lambda runs=runs: rounds_of(work / runs), "no round", 180)
-        time.sleep(chance.random() * 1.5)
+        run, done = start(work, "trial.toml", runs), chance.randrange(ROUNDS - 2)  # rounds before the kill
+        wait(lambda runs=runs, done=done: len(rounds_of(work / runs)) > done, "no round", 180)
+        time.sleep(chance.random() * 0.3)
         for process in processes("flwr-serverapp", str(home)):
             os.kill(process, signal.SIGKILL)
         run.communicate(timeout=200)
@@ -126,7 +126,7 @@ def test_a_killed_site(work: Path, straight: dict[str, Any]) -> None:
         process = running(site.state)
         assert process
         os.kill(process, signal.SIGKILL)
-        wait(lambda name=name: not processes("fedml.flower.supernode", f"sites/{name}/"), f"{name}: an orphan SuperNode")
+        wait(lambda name=name: not processes("fedml.flower.supernode", f"{work}/sites/{name}/"), f"{name}: an orphan SuperNode")
         start_site(site)
         out, errors = run.communicate(timeout=300)
         (folder,) = (work / runs).iterdir()

@@ -8,7 +8,6 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -18,6 +17,7 @@ import torch
 from flwr.app import Context, Message, RecordDict
 
 from fedml.clients.gate.local import app as client_app
+from fedml.clients.work import client
 from fedml.clients.work.client import reason_of
 from fedml.errors import InputError, Reason, RunError, sentence_of
 from fedml.experiments.runs.launch import Launched, closing_line, make_console
@@ -26,54 +26,12 @@ from fedml.flower.grid import InProcessGrid
 from fedml.runs.events import NO_FINAL, Round
 from fedml.runs.log import UNFINISHED, emit, load_model, read_log
 from fedml.strategies.rounds import run_study
-from fedml.wire.records import ARRAYS, array_record, pack, unpack_tensors
+from fedml.wire.records import Phase
 from tests.command import command
 from tests.conftest import clinical_site, make_study, to_toml
+from tests.faults import AT_A_SITE, struck
 
 SITES = ("a", "b", "c", "d")
-Change = Callable[[dict[str, torch.Tensor], Message], Message]
-
-
-def scaled(factor: float) -> Change:
-    """The site's update times ``factor``; the weights as they arrived are given."""
-
-    def change(arrived: dict[str, torch.Tensor], reply: Message) -> Message:
-        trained = unpack_tensors(array_record(reply.content, ARRAYS))
-        sent = {name: arrived[name] + factor * (value - arrived[name]) for name, value in trained.items()}
-        reply.content = RecordDict({**reply.content, ARRAYS: pack(sent)})
-        return reply
-
-    return change
-
-
-def raising(error: BaseException) -> Callable[..., Any]:
-    def fail(*_: Any, **__: Any) -> Any:
-        raise error
-
-    return fail
-
-
-def without_memory(*_: Any, **__: Any) -> Any:
-    """An allocation that the operating system refuses: the real error of torch under a real limit."""
-    used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-    before = resource.getrlimit(resource.RLIMIT_AS)
-    resource.setrlimit(resource.RLIMIT_AS, (used + 200_000_000, before[1]))
-    try:
-        return torch.empty(2_000_000_000).sum()
-    finally:
-        resource.setrlimit(resource.RLIMIT_AS, before)
-
-
-# name -> (what replaces the training of site b in round 2, what changes its reply, the code in the record)
-AT_A_SITE: dict[str, tuple[Callable[..., Any] | None, Change | None, str]] = {
-    "out of memory": (without_memory, None, "out-of-memory"),
-    "out of memory of an accelerator": (raising(RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB")), None, "out-of-memory"),
-    "accelerator lost": (raising(RuntimeError("CUDA error: device-side assert triggered")), None, "internal"),
-    "disk full": (raising(OSError(errno.ENOSPC, "No space left on device", "/srv/oslo-017.nii")), None, "disk-full"),
-    "loss is not a number": (raising(FloatingPointError("the training loss or a weight is not finite")), None, "non-finite"),
-    "NaN update": (None, scaled(float("nan")), "non-finite"),
-    "update 1,000 times too large": (None, scaled(1000.0), "implausible"),
-}
 
 
 @pytest.fixture(scope="module")
@@ -84,26 +42,18 @@ def manifests(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 
 @pytest.mark.parametrize("fault", AT_A_SITE)
 def test_a_fault_at_a_site_is_its_code_and_the_round_is_that_of_the_others(fault: str, manifests: list[Path], tmp_path: Path) -> None:
-    work, change, code = AT_A_SITE[fault]
-    study = make_study(sites=SITES, federation__rounds=3, federation__quorum=3)
-    trained = 0
+    """On the other engines: ``tests/experiments/federation/test_fault_matrix.py``."""
+    study, execute = make_study(sites=SITES, federation__rounds=3, federation__quorum=3), client.execute
 
-    def app(message: Message, context: Context) -> Message:
-        nonlocal trained
-        trained += message.metadata.message_type == "train" and context.node_id == 2
-        if trained != 2 or context.node_id != 2 or message.metadata.message_type != "train":
-            return client_app(message, context)
-        if work is not None:
-            with patch("fedml.clients.work.client.train", work):
-                return client_app(message, context)
-        assert change is not None
-        arrived = {name: value.clone() for name, value in unpack_tensors(array_record(message.content, ARRAYS)).items()}
-        return change(arrived, client_app(message, context))
+    def faulty(request: Any, content: RecordDict, memory: Any) -> RecordDict:
+        strikes = (request.name, request.phase, request.round) == ("b", Phase.ROUND, 2)
+        return struck(fault, execute, request, content, memory) if strikes else execute(request, content, memory)
 
     run = new_run(study, tmp_path, None, engine="local", job="train")
-    run_study(study, InProcessGrid(app, [{"manifest": str(m)} for m in manifests]), run)
+    with patch.object(client, "execute", faulty):
+        run_study(study, InProcessGrid(client_app, [{"manifest": str(m)} for m in manifests]), run)
     rounds = [e for e in read_log(run)[0] if isinstance(e, Round)]
-    assert [e.refused for e in rounds] == [{}, {"b": code}, {}]
+    assert [e.refused for e in rounds] == [{}, {"b": AT_A_SITE[fault].code}, {}]
     assert set(rounds[1].sites) == set(SITES) - {"b"}
     assert all(torch.isfinite(value).all() for value in load_model(run)[0].values())
     assert "oslo-017" not in (run / "events.jsonl").read_text()

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from fedml.experiments.evidence.verify import verify
 from fedml.experiments.options import WhereAgain
 from fedml.experiments.runs.launch import launch, make_console
 from fedml.experiments.runs.resume import held, study_to_resume
+from fedml.flower.parent import descendants
 from fedml.flower.superlink import command_path
 from fedml.runs.checkpoints import CHECKPOINTS, KEPT, Keeper, newest
 from fedml.runs.events import Privacy, Resumed, Round
@@ -259,46 +261,123 @@ def test_mlflow_has_each_round_once(folder: Path) -> None:
             os.environ["MLFLOW_TRACKING_URI"] = before
 
 
-@pytest.mark.long
-def test_killed_at_random_moments_of_a_study_of_four_hospitals(tmp_path: Path) -> None:
-    """``FEDML_KILLS`` moments (default 50), from the beginning of the log to its end."""
-    kills, chance = int(os.environ.get("FEDML_KILLS", "50")), random.Random(21)
-    store, heart = f"sqlite:///{tmp_path / 'mlflow.db'}", str(ROOT / "experiments" / "studies" / "heart.toml")
+HEART = ["--sites", "sites", "--set", "federation.rounds=10", "--set", "training.local_epochs=10", "--json"]
+
+
+def hospitals(tmp_path: Path, study: str, *more: str) -> list[str]:
+    """The command of a 10-round study of four hospitals, whose folders are made."""
     made = fedml(tmp_path, "prepare", "heart", "--out", "sites", "--data", str(public_data("uci_heart").parent))
     assert made.wait(120) == 0
-    study = ["run", heart, "--sites", "sites", "--set", "federation.rounds=10", "--set", "training.local_epochs=10", "--json"]
-    straight = fedml(tmp_path, *study, "--runs", "straight", MLFLOW_TRACKING_URI=store)
-    out, errors = straight.communicate(timeout=200)
-    assert straight.returncode == 0, errors
-    told = json.loads(out.strip().splitlines()[-1])
-    wanted, where, early = told["weights_sha256"], Counter[int](), 0
-    rows = read_events(tmp_path / told["folder"])[0]
-    seconds = 1.2 * (rows[-1]["time"] - rows[0]["time"])
-    known = histories(tmp_path / "mlflow.db", told["run_id"])
-    for number in range(kills):
-        runs = tmp_path / f"runs-{number}"
-        run = fedml(tmp_path, *study, "--runs", runs.name, MLFLOW_TRACKING_URI=store)
-        while run.poll() is None and not list(runs.glob(f"*/{EVENTS}")):
-            time.sleep(0.002)
-        time.sleep(chance.random() * seconds)
+    return ["run", str(ROOT / "experiments" / "studies" / study), *HEART, *more]
+
+
+def told_by(process: subprocess.Popen[str]) -> dict[str, Any]:
+    """What a command that ended well tells."""
+    out, errors = process.communicate(timeout=300)
+    assert process.returncode == 0, errors
+    told: dict[str, Any] = json.loads(out.strip().splitlines()[-1])
+    return told
+
+
+def begun(tmp_path: Path, study: list[str], runs: str, **environment: str) -> subprocess.Popen[str]:
+    """The study's run, from its first event on."""
+    run = fedml(tmp_path, *study, "--runs", runs, **environment)
+    while run.poll() is None and not list((tmp_path / runs).glob(f"*/{EVENTS}")):
+        time.sleep(0.002)
+    return run
+
+
+def seconds_of(run: Path) -> float:
+    """From a run's first event to its last."""
+    rows = read_events(run)[0]
+    return float(rows[-1]["time"] - rows[0]["time"])
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("study", ["heart.toml", "heart_private.toml"])
+def test_killed_at_random_moments_of_a_study_of_four_hospitals(study: str, tmp_path: Path) -> None:
+    """``FEDML_KILLS`` moments (default 50) within the run: a run that was killed after its end does not count. With privacy each site adds
+    noise of its own, so its weights differ: epsilon is compared."""
+    kills, chance, private = int(os.environ.get("FEDML_KILLS", "50")), random.Random(21), "private" in study
+    store, words = {"MLFLOW_TRACKING_URI": f"sqlite:///{tmp_path / 'mlflow.db'}"}, hospitals(tmp_path, study)
+    if private:
+        for manifest in (tmp_path / "sites").glob("*/site.toml"):
+            assert "public = true" in manifest.read_text(), "no ledger stops so many runs"
+    told_by(begun(tmp_path, words, "first", **store))  # what is read and computed once is not in the seconds of the next
+    told = told_by(begun(tmp_path, words, "straight", **store))
+    straight, seconds = read_log(tmp_path / told["folder"])[0], seconds_of(tmp_path / told["folder"])
+    known, where, early, number = histories(tmp_path / "mlflow.db", told["run_id"]), Counter[int](), 0, 0
+    while sum(where.values()) < kills:
+        number += 1
+        assert number <= 4 * kills, (where, early)
+        run, done = begun(tmp_path, words, f"runs-{number}", **store), chance.randrange(11)  # rounds, whatever the machine's load
+        (folder,) = (tmp_path / f"runs-{number}").iterdir()
+        while run.poll() is None and sum(row["event"] == "round" for row in read_events(folder)[0]) < done:
+            time.sleep(0.005)
+        time.sleep(chance.random() * seconds / 12)
         run.kill()
         run.communicate()
-        (folder,) = runs.iterdir()
-        again = fedml(tmp_path, *study, "--resume", str(folder), MLFLOW_TRACKING_URI=store)
+        again = fedml(tmp_path, *words, "--resume", str(folder), **store)
         out, errors = again.communicate(timeout=300)
         if again.returncode == 2 and "is finished" in errors:
             early += 1
-            assert fedml(tmp_path, "track", str(folder), MLFLOW_TRACKING_URI=store).wait(200) == 0
+            continue
+        assert again.returncode == 0, errors
+        events = read_log(folder, strict=True)[0]
+        if private:
+            assert epsilon_of(events) >= epsilon_of(straight)
         else:
-            assert again.returncode == 0, errors
-            assert json.loads(out.strip().splitlines()[-1])["weights_sha256"] == wanted
-            (event,) = (e for e in read_log(folder)[0] if isinstance(e, Resumed))
-            where[event.round] += 1
-        rounds = [e.round for e in read_log(folder, strict=True)[0] if isinstance(e, Round)]
-        assert rounds == list(range(1, 11))
-        assert histories(tmp_path / "mlflow.db", folder.name) == known
-    print(f"{kills} kills: {early} after the end, the others went on after rounds {dict(sorted(where.items()))}")
+            assert json.loads(out.strip().splitlines()[-1])["weights_sha256"] == told["weights_sha256"]
+        (event,) = (e for e in events if isinstance(e, Resumed))
+        where[event.round] += 1
+        assert [e.round for e in events if isinstance(e, Round)] == list(range(1, 11))
+        assert {name: set(steps) for name, steps in histories(tmp_path / "mlflow.db", folder.name).items()} == {
+            name: set(steps) for name, steps in known.items()
+        }
+        check_histories(tmp_path / "mlflow.db", folder.name, 10)
+    print(f"{study}: {kills} kills within the run, which went on after rounds {dict(sorted(where.items()))}; {early} after its end")
     assert len(where) >= min(kills // 5, 5)
+
+
+@pytest.mark.long
+def test_the_process_of_sites_killed_at_random_moments(tmp_path: Path) -> None:
+    """``FEDML_KILLS`` kills (default 50) of the second process of ``--workers 2``: the run goes on by itself, or is resumed."""
+    kills, chance = int(os.environ.get("FEDML_KILLS", "50")), random.Random(22)
+    words = [*hospitals(tmp_path, "heart.toml", "--set", "strategy.name=scaffold", "--set", "training.optimizer=sgd"), "--no-track"]
+    wanted = told_by(begun(tmp_path, [*words, "--workers", "1"], "straight"))["weights_sha256"]
+    killed = resumed = number = 0
+    while killed < kills:
+        number += 1
+        run, struck = begun(tmp_path, [*words, "--workers", "2"], f"runs-{number}"), set[int]()
+        while run.poll() is None:
+            time.sleep(0.02)
+            found = [child for child, _ in descendants(run.pid) if child not in struck and is_worker(child)]
+            if found and killed < kills:
+                time.sleep(6 * chance.random())  # it begins in 3 s
+                with suppress(ProcessLookupError):
+                    os.kill(found[0], signal.SIGKILL)
+                    killed += 1
+                struck.add(found[0])
+        out, errors = run.communicate(timeout=300)
+        (folder,) = (tmp_path / f"runs-{number}").iterdir()
+        if run.returncode:
+            assert "the quorum is" in errors, errors
+            resumed += 1
+            told = told_by(fedml(tmp_path, *words, "--workers", "2", "--resume", str(folder)))
+        else:
+            told = json.loads(out.strip().splitlines()[-1])
+        assert told["weights_sha256"] == wanted
+        events = read_log(folder, strict=True)[0]
+        assert [e.round for e in events if isinstance(e, Round)] == list(range(1, 11))
+        assert not any(e.refused for e in events if isinstance(e, Round))
+    print(f"{kills} kills of the sites' process in {number} runs, of which {resumed} were resumed")
+
+
+def is_worker(process: int) -> bool:
+    """Whether it is a further process of the local engine."""
+    with suppress(OSError):
+        return b"fedml.clients.gate.engine_worker" in Path(f"/proc/{process}/cmdline").read_bytes()
+    return False
 
 
 def test_a_checkpoint_keeps_types_shapes_and_bits(tmp_path: Path) -> None:

@@ -78,18 +78,37 @@ def test_processes_join_a_run_that_turns_out_to_be_long(
     assert sent
 
 
-def test_a_process_that_ends_is_no_answer_of_its_sites_and_no_wait(
+@pytest.mark.parametrize("name", ["fedavg", "scaffold"])
+def test_a_process_that_is_killed_is_replaced_and_the_bits_are_the_same(
+    name: str, nodes: list[dict[str, str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed before it is asked anything, and in the midst of each round's work."""
+    study, killed = make_study(strategy={"name": name}, **PLAN), list[int]()
+    alone, exchange = result(study, nodes, tmp_path / "one", 1), workers._Process._exchange
+
+    def struck(self: Any, item: Any) -> None:
+        if self.process.pid not in killed and len(killed) < 4:
+            killed.append(self.process.pid)
+            self.process.kill()
+        exchange(self, item)
+
+    monkeypatch.setattr(workers._Process, "_exchange", struck)
+    monkeypatch.setattr(workers, "_TRIES", 5)
+    assert result(study, nodes, tmp_path / "two", 2) == alone
+    assert len(killed) == 4
+
+
+def test_a_message_of_which_every_process_ends_is_no_answer_of_its_site_and_no_wait(
     nodes: list[dict[str, str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    begin = Workers.begin
+    exchange = workers._Process._exchange
 
-    def killed(self: Workers, config: Any) -> None:
-        begin(self, config)
-        for process in self._processes:
-            process.ready.wait(60)
-            process.process.kill()
+    def struck(self: Any, item: Any) -> None:
+        if item[1]["kind"] == "train":
+            self.process.kill()
+        exchange(self, item)
 
-    monkeypatch.setattr(Workers, "begin", killed)
+    monkeypatch.setattr(workers._Process, "_exchange", struck)
     study = make_study(**PLAN)
     with pytest.raises(RunError, match=r"internal"):
         run_nodes(study, nodes, new_run(study, tmp_path, None, engine="local", job="train"), workers=2)

@@ -10,8 +10,9 @@ import pytest
 from flwr.proto.fleet_pb2 import PullMessagesRequest
 from flwr.proto.node_pb2 import Node
 
+from fedml.flower import held as module
 from fedml.flower.address import WAIT
-from fedml.flower.held import FLEET, LONGEST_NODE, NODE, Arrivals, held, node_seconds
+from fedml.flower.held import FLEET, LONGEST_NODE, NODE, Arrivals, held, node_seconds, watch
 
 BODY = PullMessagesRequest(node=Node(node_id=7)).SerializeToString()
 
@@ -171,3 +172,23 @@ def test_a_node_that_left_is_no_longer_waited_for() -> None:
 def test_nobody_waits_longer_than_the_centre_allows() -> None:
     assert node_seconds({"headers": [(WAIT.encode(), b"999")]}) == LONGEST_NODE
     assert node_seconds({"headers": [(WAIT.encode(), b"3")]}) == 3
+
+
+def test_a_part_that_is_sent_again_is_no_refusal(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The answer to the first time was lost; Flower's database, which awaits the part no longer, says no."""
+    awaited = {("session", "part")}
+
+    class Database:
+        def store_message_and_object_tree(self) -> None: ...
+
+        def store_object(self, run_id: int, session_id: str, object_id: str, content: bytes) -> bool:
+            found = (session_id, object_id) in awaited
+            awaited.discard((session_id, object_id))
+            return found
+
+    monkeypatch.setattr(module, "SqlLinkState", Database)
+    watch(Arrivals(asyncio.new_event_loop()))
+    database = Database()
+    assert [database.store_object(1, "session", "part", b"") for _ in range(3)] == [True, True, True]
+    assert not database.store_object(1, "session", "other", b"")
+    assert not database.store_object(1, "another", "part", b""), "of another sender it says nothing"
