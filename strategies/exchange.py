@@ -128,6 +128,7 @@ def answers(
     """
     start = time.monotonic()
     outgoing = list(messages)
+    del messages  # their content is not needed after they are sent
     packing = wants_packing(grid)
     known = dict[int, int]()  # messages may share their content
     for message in outgoing:

@@ -13,6 +13,7 @@ import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from statistics import median
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -22,27 +23,37 @@ from fedml.errors import Reason
 from fedml.learning.training import planned_steps
 from fedml.strategies.exchange import Answer
 from fedml.study.study import Study
-from fedml.wire.records import ARRAYS, METRICS, NUM_EXAMPLES, array_record, metric_record, unpack, unpack_tensors
+from fedml.wire.records import ARRAYS, METRICS, NUM_EXAMPLES, array_record, metric_record, unpack
 
 LONGEST = 10.0  # times the median of the other sites
 FEWEST = 3  # other sites
 HELD_BYTES = 64 * 2**20
+BLOCK = 2**20  # numbers
 
 
 def update_norm(answer: Answer, current: Mapping[str, torch.Tensor]) -> float:
     """The Euclidean length of a site's update, over all weights."""
     trained = unpack(array_record(answer.message.content, ARRAYS))
-    return math.sqrt(sum(_square(np.subtract(trained[name], value.numpy(), dtype=np.float64)) for name, value in current.items()))
+    return math.sqrt(sum(_squared_distance(trained[name], value.numpy()) for name, value in current.items()))
 
 
-def _square(values: npt.NDArray[np.float64]) -> float:
-    return float(np.square(values, out=values).sum())
+def _squared_distance(one: npt.NDArray[Any], other: npt.NDArray[Any]) -> float:
+    """In blocks: in float64, a large array as a whole would take twice the memory of the model."""
+    total, first, second = 0.0, one.reshape(-1), other.reshape(-1)
+    for start in range(0, first.size, BLOCK):
+        values = np.subtract(first[start : start + BLOCK], second[start : start + BLOCK], dtype=np.float64)
+        total += float(np.square(values, out=values).sum())
+    return total
+
+
+def _squared(values: npt.NDArray[Any]) -> float:
+    flat = values.reshape(-1)
+    return sum(float(np.square(flat[start : start + BLOCK], dtype=np.float64).sum()) for start in range(0, flat.size, BLOCK))
 
 
 def record_norm(answer: Answer, record: str) -> float:
     """The Euclidean length of another record that a site returned."""
-    arrays = unpack_tensors(array_record(answer.message.content, record))
-    return math.sqrt(sum(float((value.double() ** 2).sum()) for value in arrays.values()))
+    return math.sqrt(sum(_squared(value) for value in unpack(array_record(answer.message.content, record)).values()))
 
 
 def judged(

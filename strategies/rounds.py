@@ -203,6 +203,7 @@ def one_round(
     extras = returned(algorithm_of(study), Phase.ROUND, shapes)
     check, patience = _check(study, Phase.ROUND, agreement, shapes, extras, state.arrays), lateness.patience()
     found = answers(grid, messages, agreement.nodes, study.federation.timeout, check, patience)
+    del messages
     incoming: Iterable[Answer] = (lateness.note(answer, began) for answer in found)
     norms = dict[str, float]()
     # With privacy of a site, updates are clipped: none can stand out.
@@ -293,10 +294,12 @@ def _train_replies(
         read = _read_counts(study, answer, counts)
         if read.reason is None:
             content = read.message.content
-            metrics = metric_record(content, METRICS)
-            records = {name: array_record(content, name) for name in (ARRAYS, *extras.records)}
-            yield _with_content(read.message, RecordDict({**records, METRICS: metrics}))
-            # The strategy has read the arrays; they are dropped, so that memory does not grow with the number of sites.
+            metrics, arrays = metric_record(content, METRICS), (ARRAYS, *extras.records)
+            yield _with_content(read.message, RecordDict({**{name: array_record(content, name) for name in arrays}, METRICS: metrics}))
+            # The strategy has read the arrays; they are dropped, so that memory does not grow with the number of sites: from the content
+            # itself, because whoever passed the answer on still has it while the next one arrives.
+            for name in arrays:
+                del content[name]
             read = replace(read, message=_with_content(read.message, RecordDict({METRICS: metrics})))
         who.add(read)
 
