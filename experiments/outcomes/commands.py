@@ -135,7 +135,7 @@ def _show(found: dict[str, Any], console: Console) -> None:
         if own["e_value"] is not None:
             console.print(f"E-value {_short(own['e_value']['estimate'])}, of the limit {_short(own['e_value']['limit'])}")
     if "weighted_curves" in found:
-        _print_weighted(console, found["weighted_curves"], found["unit"])
+        _print_weighted(console, found["weighted_curves"])
     for name in ("cox", "glm"):
         if name in found:
             table = Table("covariate", "estimate", "SE", "p", "robust SE", "robust p")
@@ -145,10 +145,10 @@ def _show(found: dict[str, Any], console: Console) -> None:
             console.print(table)
 
 
-def _print_weighted(console: Console, own: dict[str, Any], unit: str) -> None:
+def _print_weighted(console: Console, own: dict[str, Any]) -> None:
     from rich.table import Table
 
-    table = Table("difference of means", "estimate", "lower", "upper", "p", title=f"{own['estimand']}, {unit}")
+    table = Table("difference of means", "estimate", "lower", "upper", "p", title=own["estimand"])
     for row in own["differences"]:
         name = f"to {row['horizon']:g}, {'weighted' if row['weighted'] else 'crude'}"
         table.add_row(name, *(_short(row[key]) for key in ("estimate", "lower", "upper", "p")))

@@ -59,7 +59,9 @@ def curve_plot(groups: Mapping[str, Mapping[str, Any]], unit: str, up: str, alt:
     for y in (0, 0.2, 0.4, 0.6, 0.8, 1):
         out += [_line(_LEFT, py(y), _RIGHT, py(y), PALE), _text(_LEFT - 6, py(y) + 4, f"{y:g}", "end", GREY)]
     for x in marks:
-        out += [_line(px(x), bottom, px(x), bottom + 4, GREY), _text(px(x), bottom + 17, f"{x:,.0f}", "middle", GREY)]
+        mark, edge = f"{x:,.0f}", px(x) > WIDTH - 24  # a mark at the plot's end must not leave it
+        out += [_line(px(x), bottom, px(x), bottom + 4, GREY)]
+        out += [_text(px(x) + 8 if edge else px(x), bottom + 17, mark, "end" if edge else "middle", GREY)]
     out += [_line(_LEFT, bottom, _RIGHT, bottom, GREY), _text((_LEFT + _RIGHT) / 2, bottom + 34, f"time ({unit})", "middle")]
     middle = (top + bottom) / 2
     out.append(_text(13, middle, up, "middle", INK, f' transform="rotate(-90 13 {middle:.1f})"'))

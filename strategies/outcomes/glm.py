@@ -95,9 +95,8 @@ def _standardised(work: Work, design: dict[str, Any], places: Intercepts, found:
     asked = {**design, "beta_one": at_sites(work, places, found.beta)}
 
     def sums(at: Floats) -> dict[str, Any]:
-        each = list(work.take(Phase.STANDARDISED, {**asked, "at": at}).values())
-        for k, s in enumerate(each):
-            s.update({name: places.vector(s[name].T, k).T for name in ("slope", "cross")})
+        replies = work.take(Phase.STANDARDISED, {**asked, "at": at}).values()
+        each = [{**s, **{name: places.vector(s[name].T, k).T for name in ("slope", "cross")}} for k, s in enumerate(replies)]
         return {name: np.sum([s[name] for s in each], axis=0) for name in each[0]}
 
     first = sums(np.zeros(len(levels)))

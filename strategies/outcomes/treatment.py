@@ -85,9 +85,8 @@ def _compare(work: Work) -> dict[str, Any]:
     model = propensity(work)
 
     def sums(at: Any) -> Arrays:
-        each = list(work.take(Phase.WEIGHTED, {**model.asked, "at": at}).values())
-        for k, s in enumerate(each):
-            s.update({name: model.places.vector(s[name].T, k).T for name in ("slope", "cross")})
+        replies = work.take(Phase.WEIGHTED, {**model.asked, "at": at}).values()
+        each = [{**s, **{name: model.places.vector(s[name].T, k).T for name in ("slope", "cross")}} for k, s in enumerate(replies)]
         total: Arrays = {name: np.sum([s[name] for s in each], axis=0) for name in each[0]}
         if (total["counts"][:, 1] == 0).any() or not (total["arms"][:, 0] > 0).all():
             raise RunError("nobody of a treatment is left within [treatment] trim; choose a smaller one.")
