@@ -224,19 +224,27 @@ def _outcomes(study: Study) -> list[str]:
             f"            Cox regression (`fedml survival`) on {', '.join(cox.covariates)}: sums of hazards over who is at risk in each",
             "            interval, sums and products of covariates over all persons, and this site's own coefficients",
         ]
+        if cox.weights is not None:
+            lines.append(f"            each of these sums is weighted by column {cox.weights}")
+        if cox.hazard == "subdistribution":
+            lines.append("            and who has each event or is censored in each interval (subdistribution hazards)")
     if study.glm is not None:
         lines += [
             f"            regression (`fedml glm`) of {study.cohort.outcome} on {', '.join(study.glm.covariates)}: gradients and products",
             "            of covariates over all persons, and this site's own coefficients",
         ]
+        if study.glm.standardise is not None:
+            lines.append(f"            and sums of the predicted outcome if everyone had each level of {study.glm.standardise}")
     if (plan := study.treatment) is not None:
+        told, job = (f"those of {study.cohort.outcome}", "glm") if times is None else ("who leaves when", "survival")
         lines += [
-            f"            comparison of treatments (`fedml glm`) by {plan.column}: gradients and products of {', '.join(plan.covariates)}",
-            f"            over all persons, and of each treatment their sums and those of {study.cohort.outcome}, weighted by the score",
+            f"            comparison of treatments (`fedml {job}`) by {plan.column}: gradients and products of",
+            f"            {', '.join(plan.covariates)} over all persons, and of each treatment their sums and {told},",
+            "            weighted by the score",
         ]
     if study.describe is not None:
         lines.append("            the table of persons (`fedml describe`): counts, sums, histograms of columns; small cells hidden")
-    if curves is not None or cox is not None:
+    if curves is not None or cox is not None or (times is not None and study.treatment is not None):
         lines.append("            intervals of the grid that would tell of few persons are merged")
     return lines
 

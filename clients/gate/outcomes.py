@@ -13,12 +13,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from fedml.analytics import cox, glm, grid, outcome_forms
 from fedml.clients.gate.pins import pin
 from fedml.clients.site import released
 from fedml.clients.site.manifest import Site
+from fedml.clients.site.read import load_cohort
 from fedml.clients.work import outcomes
 from fedml.clients.work.outcome_people import cells_of, floor_of
 from fedml.clients.work.request import Request
@@ -63,21 +62,24 @@ def check(state: Path, site: Site, request: Request, given: Mapping[str, Any], r
 
 def _check_columns(state: Path, request: Request, smallest: int) -> None:
     """Raises ``SiteError`` if a column of the analysis differs from one of an earlier analysis in few persons; else notes them."""
-    columns, path = outcomes.columns_told(request), state / FILE
-    digest = hashlib.sha256()
-    for persons, values in columns:
-        digest.update("\0".join(persons).encode() + b"\0\0" + np.array(values, np.float64).tobytes())
+    told, path, ids = outcomes.columns_told(request), state / FILE, load_cohort(request.manifests, request.study).ids
+    digest = hashlib.sha256("\0".join(ids).encode())
+    for rows, values in told:
+        digest.update(rows.tobytes() + values.tobytes())
     known: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
     seen = known.setdefault(request.study.sha256, {}).setdefault("columns", [])
     if digest.hexdigest() in seen:
         return
-    if near := released.column_too_near(state, columns, smallest):
+    columns, sets = [([ids[row] for row in rows], values.tolist()) for rows, values in told], outcomes.level_sets(request)
+    if near := released.column_too_near(state, columns, smallest) or released.any_too_near(state, sets, smallest):
         raise SiteError(
             Reason.TOO_FEW,
-            f"exact sums were released (study {near[1]}) of a column whose values differ in {near[0]} persons from one of this study; "
+            f"exact sums were released (study {near[1]}) of a column, or of a level, that differs in {near[0]} persons from one of this; "
             f"subtraction would reveal them, so at least {smallest} (min_count) persons must differ",
         )
     released.note_columns(state, columns, request.study.study.name)
+    for persons in sets:
+        released.note(state, persons, request.study.study.name)
     seen.append(digest.hexdigest())
     write_whole(path, json.dumps(known).encode())
 

@@ -50,9 +50,15 @@ def _columns(request: Request) -> tuple[list[str], list[tuple[str, int]]]:
     return numbers, [(name, len(spec.categories[name])) for name in names if name in spec.categories]
 
 
-def numbers_of(request: Request) -> list[str]:
-    """The columns of numbers in the table."""
-    return _columns(request)[0]
+def numbers_told(request: Request, floor: int) -> list[tuple[npt.NDArray[np.int64], Floats]]:
+    """Rows of the cohort and values of each column of numbers of which the table tells sums."""
+    cohort, out = load_cohort(request.manifests, request.study), list[tuple[npt.NDArray[np.int64], Floats]]()
+    for name in _columns(request)[0]:
+        values = column_of(cohort, request.study, name)
+        rows = np.flatnonzero(np.isfinite(values))
+        if not few_of_a_value(values[rows], floor):
+            out.append((rows, values[rows]))
+    return out
 
 
 def check_groups(request: Request, floor: int) -> None:

@@ -16,7 +16,7 @@ from fedml.analytics import glm, grid, outcome_forms, standardise, treatment
 from fedml.clients.site.read import load_cohort
 from fedml.clients.work import describe, outcome_cox
 from fedml.clients.work.effective import effective_persons, few_effective
-from fedml.clients.work.outcome_people import Floats, Persons, analysed, cells_of, column_of, floor_of, grid_model
+from fedml.clients.work.outcome_people import FEW_VALUES, Floats, Persons, analysed, cells_of, column_of, floor_of, grid_model
 from fedml.clients.work.request import Request
 from fedml.errors import Reason, SiteError
 from fedml.study.outcome_rules import columns_of
@@ -278,22 +278,32 @@ def person_sets(request: Request) -> list[list[str]]:
     return [[cohort.ids[row] for row in rows] for rows in sets if len(rows)]
 
 
-def columns_told(request: Request) -> list[tuple[list[str], list[float]]]:
-    """Ids and values of each column whose sums the analysis releases: covariates, case weights, the outcome and exposure of a regression,
-    the numbers of a table."""
+def columns_told(request: Request) -> list[tuple[Any, Floats]]:
+    """Rows of the cohort and values of each column whose sums the analysis releases: covariates, case weights, the outcome and exposure of
+    a regression, the numbers of a table."""
     cohort, study = load_cohort(request.manifests, request.study), request.study
-    found, names = list[tuple[Any, Floats]](), list[str]()
-    if study.describe is not None:
-        names += describe.numbers_of(request)
+    found = list[tuple[Any, Floats]]()
     if covariates := outcome_forms.covariates(study):
         people = analysed(request.manifests, study)
         values = [column_of(cohort, study, name)[people.rows] for name in covariates]
         values += [one for one in (people.weights, people.offset, people.y if people.times is None else None) if one is not None]
         found += [(people.rows, one) for one in values]
-    for name in names:
-        whole = column_of(cohort, study, name)
-        found.append((np.flatnonzero(np.isfinite(whole)), whole[np.isfinite(whole)]))
-    return [([cohort.ids[row] for row in rows], one.tolist()) for rows, one in found]
+    if study.describe is not None:
+        found += describe.numbers_told(request, floor_of(request))
+    return found
+
+
+def level_sets(request: Request) -> list[list[str]]:
+    """Ids of who has each level of a covariate, and each value of a column of few values: whatever levels are called, and in whatever order
+    a study lists them, sums over two of these sets that differ in few persons would tell of these."""
+    ids = load_cohort(request.manifests, request.study).ids
+    if not outcome_forms.covariates(request.study):  # what a table tells of levels is in ``leaving_sets``
+        return []
+    people = analysed(request.manifests, request.study)
+    sets = [people.rows[mask] for mask in people.levels]
+    if people.times is None and len(values := np.unique(people.y)) <= FEW_VALUES:
+        sets += [people.rows[people.y == value] for value in values]
+    return [[ids[row] for row in rows] for rows in sets if len(rows)]
 
 
 def leaving_sets(request: Request, given: Mapping[str, Any]) -> list[list[str]]:

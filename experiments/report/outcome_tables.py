@@ -67,7 +67,8 @@ def curves(study: Study, found: Found) -> str:
              *(["median follow-up"] if "follow_up" in first else [])]  # fmt: skip
     note = (
         f"Limits of {level}, of means and their differences by their standard errors. Quantile 0.5: the median; a dash: the curve does not "
-        "reach it. Mean to a time: restricted mean. Median follow-up: reverse Kaplan-Meier (Schemper and Smith 1996)."
+        "reach it. Mean to a time: restricted mean; a dash: nobody is observed until then. "
+        "Median follow-up: reverse Kaplan-Meier (Schemper and Smith 1996)."
     )
     return section(
         "survival", "Survival", paragraph(grid_words(own["grid"], unit)), picture(svg, f"Survival, {several}", caption),

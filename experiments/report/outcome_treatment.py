@@ -99,7 +99,7 @@ def weighted_curves(study: Study, found: Found) -> str:
                      Number(pointer("weighted_curves", "hazard_ratio", "p"), "p")])  # fmt: skip
         rows.append(["log-rank, weighted (robust score)", "", "", "", Number(pointer("weighted_curves", "log_rank", "p"), "p")])
     text = f"{treated} less {control}, weighted by a propensity score ({own['estimand'].upper()}). The comparison is of {_CAUSES}"
-    note = f"Limits of {level}. Standard errors are robust and take the weights as known."
+    note = f"Limits of {level}. Standard errors are robust and take the weights as known. A dash: nobody is observed until then."
     return section(
         "weighted-curves", "Comparison of treatments", paragraph(text, grid_words(own["grid"], unit) + coarse_words(own)),
         picture(svg, "Survival, weighted", caption),
@@ -128,9 +128,10 @@ def say_weighted_curves(study: Study, found: Found) -> list[str]:
     if (one := own["hazard_ratio"]) is not None:
         value, low, high = (math.exp(min(one[key], 700.0)) for key in ("estimate", "lower", "upper"))
         out.append(f"Weighted hazard ratio {written(estimate(value, low, high), 'estimate')}, p {p_text(one['p'])}.")
-    last = [row for row in own["differences"] if row["weighted"]][-1]
-    gap = written(estimate(last["estimate"], last["lower"], last["upper"]), "estimate")
-    out.append(f"Weighted difference of means to {last['horizon']:g} {found['unit']} {gap}, p {p_text(last['p'])}.")
+    known = [row for row in own["differences"] if row["weighted"] and row["estimate"] is not None]
+    for last in known[-1:]:
+        gap = written(estimate(last["estimate"], last["lower"], last["upper"]), "estimate")
+        out.append(f"Weighted difference of means to {last['horizon']:g} {found['unit']} {gap}, p {p_text(last['p'])}.")
     return [*out, _worst(own)]
 
 

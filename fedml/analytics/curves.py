@@ -127,13 +127,20 @@ def quantile(curve: Curve, times: Floats, share: float) -> tuple[float, float, f
     return first(curve.estimate), lower, upper
 
 
+def known_until(survival: Floats, at_risk: Floats, times: Floats, horizon: float) -> bool:
+    """Whether a curve is known until ``horizon``: somebody is observed until then, or everybody has had the event before."""
+    there = np.flatnonzero(at_risk > 0)
+    return len(there) > 0 and bool(survival[-1] <= 0 or times[there[-1]] >= min(horizon, times[-1]))
+
+
 def restricted_mean(table: LifeTable, times: Floats, horizon: float) -> tuple[float, float]:
-    """Mean time without an event up to ``horizon``, and its standard error (Klein and Moeschberger 2003, section 4.5); of nobody nan."""
-    if not table.at_risk.any():
+    """Mean time without an event up to ``horizon``, and its standard error (Klein and Moeschberger 2003, section 4.5); nan of nobody, and
+    where nobody is observed until then and not everybody has had the event."""
+    survival = np.cumprod(1 - _shares(table.events, table.at_risk))
+    if not known_until(survival, table.at_risk, times, horizon):
         return float("nan"), float("nan")
     ends = np.minimum(times, horizon)
     widths = np.diff(ends, prepend=0.0)
-    survival = np.cumprod(1 - _shares(table.events, table.at_risk))
     areas = np.concatenate([[1.0], survival[:-1]]) * widths  # of each interval; survival drops at its end
     beyond = float(survival[-1]) * max(horizon - float(times[-1]), 0.0)
     total = float(areas.sum()) + beyond

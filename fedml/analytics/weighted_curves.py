@@ -18,7 +18,7 @@ from scipy.stats import chi2, norm
 
 from fedml.analytics import cox, cox_sites
 from fedml.analytics.cox import Asked, Deaths
-from fedml.analytics.curves import Curve, Test
+from fedml.analytics.curves import Curve, Test, known_until
 
 Floats = npt.NDArray[Any]
 
@@ -82,10 +82,10 @@ def kaplan_meier(arm: Arm, level: float = 0.95) -> Curve:
 
 
 def restricted_mean(arm: Arm, times: Floats, horizon: float) -> tuple[float, float]:
-    """Mean time without an event up to ``horizon``, and its standard error; of nobody NaN."""
-    if not arm.at_risk.any():
-        return float("nan"), float("nan")
+    """Mean time without an event up to ``horizon``, and its standard error; NaN as ``curves.restricted_mean``."""
     survival, slopes = _survival(arm)
+    if not known_until(survival, arm.at_risk, times, horizon):
+        return float("nan"), float("nan")
     widths = np.diff(np.append(np.minimum(times, horizon), horizon))  # after each interval's end, where the survival is of its end
     first = float(min(times[0], horizon))
     area = np.where(widths > 0, survival * widths, 0.0)

@@ -37,7 +37,7 @@ def fit(work: Work, edges: Edges) -> dict[str, Any]:
     given: dict[str, Any] = {"edges": edges, "centre": centre, "scale": design["scale"]}
     if plan.hazard == "subdistribution":
         given["free"] = _free(work, edges, by_site=by_site)
-    asked, remembered = _asked(work, given, by_site=by_site)
+    asked, remembered = _asked(work, given, {site: int(s["persons"][0]) for site, s in replies.items()}, by_site=by_site)
     width = len(work.names)
     zero = np.zeros(width)
     tied0 = asked.hazard(zero)[1]
@@ -122,14 +122,19 @@ def _per_site(work: Work, values: Floats, *, by_site: bool) -> Any:
     return BySite({site: values[at] for at, site in enumerate(work.sites)}) if by_site else values[0]
 
 
-def _asked(work: Work, given: dict[str, Any], *, by_site: bool) -> tuple[Asked, dict[str, Any]]:
+def _asked(work: Work, given: dict[str, Any], persons: dict[str, int], *, by_site: bool) -> tuple[Asked, dict[str, Any]]:
     """What the sites are asked for; the sums at no effect are asked once. The sums S1 and D1 are remembered."""
     width, first, kept = len(work.names), list[tuple[Floats, Floats]](), dict[str, Any]()
 
     def hazard(beta: Floats) -> tuple[Floats, Floats]:
         if not beta.any() and first:
             return first[0]
-        replies = work.take(Phase.HAZARD, {**given, "beta": beta}).values()
+        found = work.take(Phase.HAZARD, {**given, "beta": beta})
+        for site, own in found.items():
+            at_risk, deaths = own["followed"]
+            if (deaths < 0).any() or (deaths > at_risk).any() or (at_risk > persons[site]).any():
+                raise RunError(f"{site} sent counts that contradict each other; run again without it, and ask the site.")
+        replies = found.values()
         sums = tuple(_strata([s[name] for s in replies], by_site=by_site) for name in ("risk", "tied"))
         if not beta.any():
             first.append(sums)  # type: ignore[arg-type]

@@ -11,6 +11,7 @@ import numpy as np
 from scipy.stats import norm
 
 from fedml.analytics import glm, standardise
+from fedml.errors import RunError
 from fedml.runs.log import OUTCOMES_JSON, OUTCOMES_PAGE, write_whole
 from fedml.strategies.gwas.intercepts import Intercepts
 from fedml.strategies.outcomes import page
@@ -101,6 +102,8 @@ def _standardised(work: Work, design: dict[str, Any], places: Intercepts, found:
 
     first = sums(np.zeros(len(levels)))
     persons = int(first["persons"][0])
+    if persons != found.persons:
+        raise RunError("a site sent standardised sums of other persons than its regression; run again, and ask the sites.")
     at = first["means"] / persons  # asked again about the means, or large ones would cost digits
     means, covariance = standardise.estimates(sums(at), persons, at, found.information, found.meat)
     ratio = FAMILIES[work.study.traits.label] != "gaussian"

@@ -83,6 +83,13 @@ def grid_sentence(grid: Mapping[str, Any], unit: str, public_grid: int) -> str:
 FEW_INTERVALS = 10
 
 
+def unknown_sentence(groups: Mapping[str, Any]) -> str:
+    """Why a restricted mean is missing; "" if none is."""
+    if all(mean is not None for group in groups.values() for mean, _ in group["restricted_mean"].values()):
+        return ""
+    return " A mean to a time is missing where nobody of the group is observed until then and not everybody has had the event."
+
+
 def coarse_sentence(found: Mapping[str, Any]) -> str:
     """A warning where the grid of a Cox model is so coarse that its coefficients are too small."""
     if found["intervals"] >= FEW_INTERVALS or not found["grid"]["merged"]:
@@ -133,7 +140,8 @@ def _curves(run: Path, found: Mapping[str, Any], unit: str, event: str, interval
     level = f"{100 * found['level']:g} % interval"
     heads = ["group", "persons", event, f"person-{unit}", *(f"quantile {q} ({level})" for q in first["quantiles"]),
              *(f"mean to {h} (SE)" for h in first["restricted_mean"]), "median follow-up"]  # fmt: skip
-    parts = [f"<p>{html.escape(grid_sentence(found['grid'], unit, intervals))}</p>", svg, html_table(heads, summary, "Survival")]
+    words = grid_sentence(found["grid"], unit, intervals) + unknown_sentence(found["groups"])
+    parts = [f"<p>{html.escape(words)}</p>", svg, html_table(heads, summary, "Survival")]
     tests: Rows = []
     for name, label in (("log_rank", "log-rank"), ("log_rank_by_site", "log-rank, stratified by site")):
         if name in found:

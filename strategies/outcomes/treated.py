@@ -52,7 +52,7 @@ def _compare(work: Work) -> dict[str, Any]:
     replies = work.take(Phase.TREATED, {**model.asked, "edges": edges})
     for site, sums in replies.items():
         check_counts(site, sums["counts"])
-        if (sums["weights"] < 0).any() or (sums["squares"] < 0).any() or ((sums["weights"] > 0) & (sums["counts"] == 0)).any():
+        if not all(_possible(sums[name], sums["counts"]) for name in ("weights", "squares")):
             raise RunError(f"{site} sent weights that contradict its counts; run again without it, and ask the site.")
     total: Arrays = {name: np.sum([s[name] for s in replies.values()], axis=0) for name in next(iter(replies.values()))}
     times = np.array(study.times.edges)[np.flatnonzero(edges)]
@@ -74,13 +74,19 @@ def _compare(work: Work) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def _possible(sums: Any, counts: Any) -> bool:
+    """Whether sums (2, causes + 2, intervals) of weights can be of the persons counted: not below 0, and 0 of nobody."""
+    censored = sums[:, -1] - sums[:, 1:-1].sum(1)
+    return not ((sums < 0).any() or ((sums > 0) & (counts == 0)).any() or (censored < -1e-9 * (1 + sums.max())).any())
+
+
 def coarse_words(found: Mapping[str, Any]) -> str:
     """A warning where persons leave in so few intervals that curves and means are coarse; "" elsewhere."""
     if found["filled"] >= page.FEW_INTERVALS or not found["grid"]["merged"]:
         return ""
     return (
-        f" Persons leave in {found['filled']} of these intervals only: curves and means are coarse, and a mean is too large by up to half "
-        "an interval. Take fewer covariates, or covariates without rare levels."
+        f" Persons leave in {found['filled']} of these intervals only: curves and means are coarse, and a mean is too large by up to an "
+        "interval. Take fewer covariates, or covariates without rare levels."
     )
 
 
@@ -144,7 +150,7 @@ def _parts(run: Path, study: Study, whole: dict[str, Any]) -> list[str]:
     ]  # fmt: skip
     level = f"{100 * found['level']:g} %"
     horizons = [f"weighted mean to {h} (SE)" for h in next(iter(found["groups"].values()))["restricted_mean"]]
-    grid = page.grid_sentence(found["grid"], unit, len(study.times.edges)) + coarse_words(found)
+    grid = page.grid_sentence(found["grid"], unit, len(study.times.edges)) + coarse_words(found) + page.unknown_sentence(found["groups"])
     text = (
         f"{treated} and {control} in {OF[found['estimand']]} ({found['estimand'].upper()} weights), "
         f"{sum(found['sites'].values())} persons; intervals of {level}. {grid} Standard errors are robust and take the weights as known. "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import pytest
 
 from fedml.clients.gate.approvals import approve
 from fedml.errors import InputError
-from fedml.study.study import Study
+from fedml.study.study import Study, validate
 from tests.clients.gate.centre import Centre
 from tests.outcomes import Drawn, study_of, write_sites
 
@@ -395,6 +396,29 @@ def test_a_column_that_differs_from_an_earlier_one_in_few_persons_is_refused(kin
     assert [e["reason"] for e in centre.journal() if e["phase"] == phase and e["reason"]] == ["too-few-persons"]
     change(centre.folder, table, twin(200))  # a column of its own
     assert ask(centre, phase, 0, 4, second, **given) == ""
+
+
+@pytest.mark.parametrize("kind", ["levels in another order", "the other value"])
+def test_a_level_that_differs_from_an_earlier_one_in_few_persons_is_refused_whatever_it_is_called(kind: str, centre: Centre) -> None:
+    """The centre lists levels in an order of its choice; a hospital has a column of who is alive beside one of who died."""
+
+    def edit(own: pd.DataFrame) -> None:
+        own["cell"], own["sex2"] = np.where(own.arm == "A", "x", "y"), 1 - own.sex
+        own.loc[:1, "cell"] = np.where(own.cell[:2] == "x", "y", "x")
+        own.loc[:1, "sex2"] = own.sex[:2]
+
+    change(centre.folder, "clinical", edit)
+    order = {"arm": ["A", "B"], "stage": ["I", "II", "III"], "cell": ["y", "x"]}
+    columns = ("arm", "cell") if "order" in kind else ("sex", "sex2")
+    answers = []
+    for run, name in enumerate(columns, 1):
+        plan = json.loads(study(f"by-{name}", curves=None, cox={**COX, "covariates": ["age", name]}, columns=["sex2"]).canonical)
+        plan["cohort"]["clinical"]["categories"] = order
+        own = validate(Study, plan, "test")
+        approve(centre.state, own, "Dr. Test")
+        answers.append(ask(centre, "moments", 0, run, own))
+        centre.restart()
+    assert answers == ["", "too-few-persons"]
 
 
 def weighing(**changes: Any) -> Study:

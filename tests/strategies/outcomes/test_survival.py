@@ -9,10 +9,14 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+from flwr.app import Context, Message
 from statsmodels.duration.hazard_regression import PHReg
 from statsmodels.duration.survfunc import SurvfuncRight, survdiff
 
+from fedml.clients.gate.local import app as client_app
 from fedml.errors import RunError
+from fedml.strategies.describe import describe
+from fedml.wire.records import ANALYSIS, array_record, pack, unpack
 from tests.outcomes import COVARIATES, Drawn, gates_of, run_job, study_of, write_sites
 
 REAL = '[policy]\ncentre = "curious"\nmin_persons = 20\nmin_count = 5\n'
@@ -223,3 +227,60 @@ def test_groups_without_events_have_a_difference_of_nothing_and_no_nan_is_printe
     assert len(files) > 2
     for path in files:
         assert "nan" not in re.findall(r"\w+", path.read_text().lower()), path.name
+
+
+def lying(array: str, change: Any) -> Any:
+    """A site's app that changes one array of its replies."""
+
+    def answer(message: Message, context: Context) -> Message:
+        reply = client_app(message, context)
+        if context.node_id == 1 and not reply.has_error() and ANALYSIS in reply.content:
+            sums = {name: np.array(value) for name, value in unpack(array_record(reply.content, ANALYSIS)).items()}
+            if array in sums:
+                sums[array] = change(sums[array])
+                reply.content[ANALYSIS] = pack(sums)
+        return reply
+
+    return answer
+
+
+@pytest.mark.parametrize(
+    ("array", "change", "job"),
+    [("followed", lambda v: v * 0 + 10**12, "cox"), ("followed", lambda v: v[::-1].copy(), "cox"),
+     ("weights", lambda v: np.concatenate([v[:, :1], 3 * v[:, 1:-1], v[:, -1:]], 1), "treatment"), ("squares", lambda v: -v, "treatment")],
+)  # fmt: skip
+def test_a_site_that_counts_more_than_it_has_is_named(array: str, change: Any, job: str, tmp_path: Path) -> None:
+    """With a number of events of its choice a site would have the server work on as many numbers."""
+    drawn = Drawn()
+    write_sites(tmp_path, drawn)
+    sections: dict[str, Any] = {"cox": {"covariates": ["age"]}} if job == "cox" else {"treatment": {"column": "arm", "covariates": ["age"]}}
+    handler = lying(array, change)
+    with pytest.raises(RunError, match=r"s0 sent (counts|weights) that contradict"):
+        run_job(study_of(drawn, **sections), tmp_path, tmp_path / "run", "survival", [handler] * 3)
+
+
+def test_a_mean_beyond_the_last_person_is_missing_and_the_page_says_why(tmp_path: Path) -> None:
+    """The curve was carried on flat. Everybody has left by 2,000 days, and not everybody has had the event."""
+    drawn = Drawn()
+    write_sites(tmp_path, drawn)
+    found = run_job(study_of(drawn, curves={"groups": "arm"}), tmp_path, tmp_path / "run", "survival")["curves"]
+    for group in found["groups"].values():
+        last = max(t for t, n in zip(group["time"], group["at_risk"], strict=True) if n)
+        alive = group["survival"]["estimate"][-1] > 0
+        assert (group["restricted_mean"]["3000"][0] is None) == (alive and last < 3000)
+        assert group["restricted_mean"]["900"][0] is not None
+    assert any(group["restricted_mean"]["3000"][0] is None for group in found["groups"].values())
+    assert "nobody of the group is observed until then" in (tmp_path / "run" / "outcomes.html").read_text()
+
+
+def test_who_approves_a_study_reads_what_it_sends() -> None:
+    cox = {"covariates": ["age"], "weights": "w", "hazard": "subdistribution"}
+    text = describe(study_of(Drawn(causes=2), cox=cox, columns=["w"]))
+    assert "weighted by column w" in text
+    assert "is censored in each interval (subdistribution hazards)" in text
+    text = describe(study_of(treatment={"column": "arm", "covariates": ["age"]}))
+    assert "(`fedml survival`) by arm" in text
+    assert "who leaves when" in text
+    assert "intervals of the grid that would tell of few persons are merged" in text
+    plan = {"covariates": ["age", "arm"], "standardise": "arm"}
+    assert "if everyone had each level of arm" in describe(study_of(task="regression", target="y", glm=plan))
