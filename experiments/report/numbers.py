@@ -27,6 +27,7 @@ from fedml.learning.calibration import calibration, reliability, roc
 from fedml.runs.events import Round, SiteRow
 from fedml.study.section import PARTS
 from fedml.tasks import across_sites
+from fedml.tasks.classification_counts import noised as is_noised
 from fedml.tasks.counts import add_counts
 from fedml.tasks.few import few_notes, withheld
 from fedml.tasks.interval_tools import Interval
@@ -164,7 +165,7 @@ def _external(record: Record, task: Task) -> dict[str, Any]:
 
 
 def _score(record: Record, task: Task, parts: Sequence[Any], logged: Mapping[str, Any] | None) -> dict[str, Any] | None:
-    parts = [p for p in parts if float(p["persons"][0])]  # a noised count may be negative
+    parts = [p for p in parts if float(p["persons"][0]) or is_noised(p)]  # noise may make persons 0
     if not parts:
         if not logged or not logged.get("persons"):
             return None

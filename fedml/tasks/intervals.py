@@ -50,6 +50,7 @@ import numpy.typing as npt
 
 from fedml.errors import NotBuilt
 from fedml.seeds import derive_seed
+from fedml.tasks.classification_counts import noised
 from fedml.tasks.clusters import DESIGN, for_measure
 from fedml.tasks.counts import add_counts
 from fedml.tasks.interval_tools import Interval, Parts, no_interval
@@ -73,7 +74,7 @@ def interval(
     if not 0 < level < 1 or draws < 2:
         raise ValueError(f"level {level} is not between 0 and 1, or {draws} draws are fewer than 2")
     parts = [counts] if isinstance(counts, Mapping) else list(counts)
-    parts = [p for p in parts if float(p["persons"][0])]
+    parts = [p for p in parts if float(p["persons"][0]) or noised(p)]
     name, _, one = metric.partition("/")
     if one and one not in task.classes:
         raise ValueError(f'"{one}" is not one of the classes')
